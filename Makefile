@@ -1,0 +1,51 @@
+# `make` alone lists the targets. Needs Python 3.11 or newer with venv; everything else is installed into .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN = $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.with-embedded ## from nothing to a finished mailing; ARGS="--clients 50000 --exit"
+	@$(BIN)/python server.py demo $(ARGS)
+
+test: lint ## everything CI runs: format, lint, types, import contract, tests, coverage; ARGS go to pytest
+	$(BIN)/python -m pytest -n auto --cov --cov-report= $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	$(BIN)/python -m coverage report --include='notifier/delivery/*,notifier/storage/*' --fail-under=95
+endif
+
+lint: $(VENV)/.with-test ## format check, ruff, mypy, import contract
+	$(BIN)/python -m ruff format --check --quiet .
+	$(BIN)/python -m ruff check --quiet .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.with-test ## format the code and mend what ruff can mend
+	$(BIN)/python -m ruff check --fix --quiet .
+	$(BIN)/python -m ruff format .
+
+bench: $(VENV)/.with-bench ## the benchmarks, each beside its baseline; ONLY=name, FULL=1
+	@ONLY='$(ONLY)' FULL='$(FULL)' $(BIN)/python -m bench
+
+clean: ## remove what was installed and built; .data stays
+	rm -rf $(VENV) build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache
+
+# Each extra has a stamp: installed once, and again when what is pinned changes.
+$(VENV)/.with-embedded: EXTRAS = embedded
+$(VENV)/.with-bench: EXTRAS = embedded,bench
+$(VENV)/.with-test: EXTRAS = embedded,bench,test
+$(VENV)/.with-%: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is not one. Name it: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "'$(PYTHON)' has no venv module. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing into $(VENV) ($(EXTRAS)); this happens once …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@

@@ -1,0 +1,451 @@
+"""Settings from the environment: read once, checked whole, never changed.
+
+The fields of `Settings` are the only list: `SETTINGS`, the README's test and ``config check`` come from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit
+from zoneinfo import ZoneInfo
+
+from dotenv.parser import parse_stream
+
+from notifier.errors import SettingsError
+
+Role = Literal["all", "api", "worker"]
+OnUnknown = Literal["retry", "hold"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["console", "json"]
+
+BOOTSTRAP_TOKEN_MIN = 20
+SECRET_KEY_MIN = 32
+# Misspelt names are looked for only here: too many other programs use HOST, LOG_… and the like.
+OWN_PREFIXES = ("DATABASE_", "GATEWAY_")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting as people see it; ``default`` is text for the documentation, ``None`` if there is none."""
+
+    name: str
+    default: str | None
+    meaning: str
+    secret: bool
+
+
+# Parsers: text → value, or ValueError with what would be right. What is secret is never quoted.
+
+
+def _text(text: str) -> str:
+    if any(character.isspace() or not character.isprintable() for character in text):
+        raise ValueError("contains spaces or control characters; give it without")
+    return text
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if text.isascii() and text.isdecimal() and low <= int(text) <= high:
+            return int(text)
+        raise ValueError(f"{text!r} is not a whole number from {low} to {high}")
+
+    return parse
+
+
+def _number(low: float, high: float = math.inf) -> Callable[[str], float]:
+    right = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number, {low:g} or more"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if "_" in text or not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"{text!r} is not {right}")
+        return value
+
+    return parse
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() in choices:
+            return text.lower()
+        raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
+
+    return parse
+
+
+def _switch(text: str) -> bool:
+    if text in ("0", "1"):
+        return text == "1"
+    raise ValueError(f"{text!r} is neither 0 nor 1")
+
+
+def _path(text: str) -> Path:
+    if "\0" in text:
+        raise ValueError("is not a path")
+    return Path(text)
+
+
+def _zone(text: str) -> str:
+    try:
+        ZoneInfo(text)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{text!r} is not an IANA time zone; give one like Europe/Moscow or UTC") from error
+    return text
+
+
+def _postgres_url(text: str) -> str:
+    right = "give postgresql://user:password@host:5432/database"
+    try:
+        scheme = urlsplit(text).scheme
+    except ValueError as error:
+        raise ValueError(f"is not an address; {right}") from error
+    if scheme not in ("postgresql", "postgres") or not text.startswith(f"{scheme}://"):
+        raise ValueError(f"does not begin with postgresql:// or postgres://; {right}")
+    return text
+
+
+def _gateway_url(text: str) -> str:
+    right = "give one like https://gateway.example.com"
+    try:
+        parts = urlsplit(_text(text))
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    # Not quoted below this line either: an address that is refused may hold a password.
+    if not usable:
+        raise ValueError(f"is not an http:// or https:// address; {right}")
+    if "@" in parts.netloc:
+        raise ValueError("contains a user or a password; put the token into GATEWAY_TOKEN")
+    if "?" in text or "#" in text:
+        raise ValueError(f"contains a query or a fragment, which cannot be a base address; {right}")
+    return text.rstrip("/")
+
+
+def _bearer(least: int) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not text.isascii():
+            raise ValueError("contains characters a header cannot carry; give ASCII")
+        return _long(least)(_text(text))
+
+    return parse
+
+
+def _long(least: int) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if len(text) < least:
+            raise ValueError(f"has {len(text)} characters; give at least {least}")
+        return text
+
+    return parse
+
+
+def _terminal_format() -> LogFormat:
+    return "console" if sys.stderr.isatty() else "json"
+
+
+def _setting(
+    parse: Callable[[str], Any],
+    default: Any,
+    meaning: str,
+    *,
+    secret: bool = False,
+    shown: str | None = None,
+) -> Any:
+    """Declare a field; a callable default is called for each load, ``shown`` is its wording for people."""
+    text = shown if shown is not None or default is None else str(default)
+    metadata = {"parse": parse, "shown": text, "meaning": meaning, "secret": secret}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, repr=not secret, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every setting, checked. A field's name in capitals is the variable's name.
+
+    ``sources`` says for each name where it came from: ``environment``, ``.env``, ``file`` or ``default``.
+    """
+
+    database_url: str | None = _setting(
+        _postgres_url,
+        None,
+        "PostgreSQL 15 or newer; several hosts and `target_session_attrs` allowed. "
+        "Without it an embedded PostgreSQL runs in `DATA_DIR`",
+        secret=True,
+    )
+    database_statement_cache: int = _setting(
+        _whole(0, 10_000),
+        100,
+        "prepared statements kept per connection; 0 behind a PgBouncer older than 1.21",
+    )
+    database_migration_url: str | None = _setting(
+        _postgres_url,
+        None,
+        "a direct address for migrations where the other goes through a pooler",
+        secret=True,
+        shown="DATABASE_URL",
+    )
+    data_dir: Path = _setting(_path, Path(".data"), "home of the embedded database")
+    host: str = _setting(_text, "127.0.0.1", "address to listen on")
+    port: int = _setting(_whole(0, 65_535), 8080, "port to listen on; 0 takes a free one")
+    role: Role = _setting(
+        _choice("all", "api", "worker"),
+        "all",
+        "`all`, `api` (no scheduler) or `worker` (scheduler, health and metrics only)",
+    )
+    gateway_url: str | None = _setting(
+        _gateway_url,
+        None,
+        "base address of the sending API. Without it mailings wait, and say so",
+    )
+    gateway_token: str | None = _setting(
+        _bearer(1), None, "JWT of the sending API; required with `GATEWAY_URL`", secret=True
+    )
+    gateway_concurrency: int = _setting(
+        _whole(1, 10_000), 100, "requests in flight at most, per replica: 1..10000"
+    )
+    gateway_rate: float = _setting(
+        _number(0), 0.0, "messages a second at most, all replicas together; 0 = no limit", shown="0"
+    )
+    gateway_timeout: float = _setting(
+        _number(1, 30),
+        15.0,
+        "seconds for a whole request, 1..30 and below `SHUTDOWN_GRACE`; connecting is cut at 3",
+        shown="15",
+    )
+    gateway_on_unknown: OnUnknown = _setting(
+        _choice("retry", "hold"),
+        "retry",
+        "a message whose outcome cannot be known: `retry` (the gateway drops a repeated id) "
+        "or `hold` (never sent again by itself)",
+    )
+    bootstrap_token: str | None = _setting(
+        _bearer(BOOTSTRAP_TOKEN_MIN),
+        None,
+        "an API token with every scope, for first use and automation; "
+        f"at least {BOOTSTRAP_TOKEN_MIN} characters",
+        secret=True,
+    )
+    secret_key: str | None = _setting(
+        _long(SECRET_KEY_MIN),
+        None,
+        f"signs sessions, encrypts stored secrets; at least {SECRET_KEY_MIN} characters; "
+        "required with `DATABASE_URL`",
+        secret=True,
+        shown="made and kept in DATA_DIR when embedded",
+    )
+    default_timezone: str = _setting(
+        _zone, "UTC", "IANA zone of a client that names none, and of the admin pages"
+    )
+    log_level: LogLevel = _setting(
+        _choice("debug", "info", "warning", "error"), "info", "`debug`, `info`, `warning` or `error`"
+    )
+    log_format: LogFormat = _setting(
+        _choice("console", "json"),
+        _terminal_format,
+        "`console` or `json`",
+        shown="console on a terminal, else json",
+    )
+    pause_all: bool = _setting(
+        _switch,
+        False,
+        "1: serve everything but send nothing (after a restore from backup)",
+        shown="0",
+    )
+    shutdown_grace: float = _setting(
+        _number(1, 3600), 20.0, "seconds to finish requests in flight after SIGTERM", shown="20"
+    )
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:
+        """Read and check every setting; ``environ`` defaults to the process's own and beats ``env_file``.
+
+        An empty value counts as not given. A missing ``env_file`` is no error.
+        Raises `SettingsError` with one line for each thing that is wrong.
+        """
+        errors: list[str] = []
+        given = {name: (text, ".env") for name, text in _read_env_file(env_file, errors).items() if text}
+        given |= {
+            name: (text, "environment")
+            for name, text in (os.environ if environ is None else environ).items()
+            if text
+        }
+        values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        for field in _FIELDS:
+            name = field.name.upper()
+            try:
+                text, sources[name] = _find(name, field.metadata["secret"], given)
+                if text is not None:
+                    values[field.name] = field.metadata["parse"](text)
+            except ValueError as error:
+                errors.append(f"{name}: {error}")
+        errors += _misspelt(given)
+        errors += _contradictions(values, sources)
+        if errors:
+            raise SettingsError(errors)
+        values.setdefault("database_migration_url", values.get("database_url"))
+        return cls(**values, sources=sources)
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """Return (name, value, source) of every setting for people to read, secrets masked."""
+        return [
+            (
+                field.name.upper(),
+                _shown(getattr(self, field.name), field.metadata["secret"]),
+                self.sources.get(field.name.upper(), "default"),
+            )
+            for field in _FIELDS
+        ]
+
+
+_FIELDS = tuple(field for field in dataclasses.fields(Settings) if field.metadata)
+
+SETTINGS = tuple(
+    Setting(field.name.upper(), field.metadata["shown"], field.metadata["meaning"], field.metadata["secret"])
+    for field in _FIELDS
+)
+
+
+def secret_key(settings: Settings) -> str:
+    """Return ``SECRET_KEY``, or the key kept in ``DATA_DIR/secret_key``, made at the first call (mode 0600).
+
+    Several processes may call it at once: all get the same key. Raises `SettingsError` for an unusable file.
+    """
+    if settings.secret_key is not None:
+        return settings.secret_key
+    path = settings.data_dir / "secret_key"
+    try:
+        if not path.exists():
+            settings.data_dir.mkdir(parents=True, exist_ok=True)
+            _write_once(path, secrets.token_urlsafe(SECRET_KEY_MIN))
+        return _long(SECRET_KEY_MIN)(path.read_text().strip())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SettingsError([f"SECRET_KEY: {path} {reason}; set SECRET_KEY, or remove the file"]) from error
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Write a whole file or none, and leave one alone that another process wrote meanwhile."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # made with mode 0600
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        try:
+            os.link(name, path)
+        except FileExistsError:
+            pass
+    finally:
+        os.unlink(name)
+
+
+def _read_env_file(path: Path | None, errors: list[str]) -> dict[str, str | None]:
+    if path is None or not path.exists():
+        return {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            # Not dotenv_values, which skips a line that it cannot parse.
+            lines = list(parse_stream(file))
+    except (OSError, ValueError) as error:
+        errors.append(f"{path}: cannot be read ({error}); give a readable UTF-8 file of NAME=value lines")
+        return {}
+    errors += [f"{path}: line {line.original.line} is not NAME=value" for line in lines if line.error]
+    return {line.key: line.value for line in lines if line.key is not None}
+
+
+def _find(name: str, secret: bool, given: Mapping[str, tuple[str, str]]) -> tuple[str | None, str]:
+    """Return (text or None, source); raises ValueError for an unreadable file, or one beside a value."""
+    if not (secret and f"{name}_FILE" in given):
+        return given.get(name, (None, "default"))
+    path = given[f"{name}_FILE"][0]
+    if name in given:
+        raise ValueError(f"given twice, also as {name}_FILE; remove one of the two")
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ValueError(f"{name}_FILE names {path!r}: {reason}; give a file that can be read") from error
+    if not text:
+        raise ValueError(f"{name}_FILE names {path!r}, which is empty; put the value in it")
+    return text, "file"
+
+
+def _misspelt(given: Mapping[str, object]) -> list[str]:
+    """Return a line for each name that nearly is one of ours: a typo would otherwise be a silent default."""
+    known = [setting.name for setting in SETTINGS]
+    known += [f"{setting.name}_FILE" for setting in SETTINGS if setting.secret]
+    errors = []
+    for name in sorted(set(given) - set(known)):
+        for prefix in OWN_PREFIXES:
+            if name.startswith(prefix):
+                # Without the prefix, which would make any two names look alike.
+                rests = [each.removeprefix(prefix) for each in known if each.startswith(prefix)]
+                close = difflib.get_close_matches(name.removeprefix(prefix), rests, n=1, cutoff=0.65)
+                errors += [
+                    f"{name}: there is no such setting; did you mean {prefix}{rest}?" for rest in close
+                ]
+    return errors
+
+
+def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
+    """Return a line for each rule between settings; one whose own value is wrong is not blamed twice."""
+
+    def missing(name: str) -> bool:
+        return sources.get(name) == "default"
+
+    errors = []
+    if not missing("GATEWAY_URL") and missing("GATEWAY_TOKEN"):
+        errors.append("GATEWAY_TOKEN: missing; GATEWAY_URL is set, so give the gateway's token as well")
+    if not missing("DATABASE_URL") and missing("SECRET_KEY"):
+        errors.append(
+            f"SECRET_KEY: missing; DATABASE_URL is set, so give {SECRET_KEY_MIN} or more random characters, "
+            "the same to every replica"
+        )
+    if not missing("DATABASE_MIGRATION_URL") and missing("DATABASE_URL"):
+        errors.append("DATABASE_MIGRATION_URL: DATABASE_URL is missing; give that one too, or neither")
+    defaults = {field.name: field.default for field in _FIELDS}
+    timeout, grace = (
+        values.get(name, defaults[name] if missing(name.upper()) else None)
+        for name in ("gateway_timeout", "shutdown_grace")
+    )
+    if timeout is not None and grace is not None and timeout >= grace:
+        errors.append(
+            f"GATEWAY_TIMEOUT: {timeout:g} is not below SHUTDOWN_GRACE, which is {grace:g}; "
+            "lower the one or raise the other"
+        )
+    return errors
+
+
+def _shown(value: object, secret: bool) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    if not secret:
+        return str(value)
+    return _without_password(str(value)) if "://" in str(value) else "***"
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    query = [(key, "***" if "password" in key else value) for key, value in parse_qsl(parts.query)]
+    name, colon, _ = user.partition(":")
+    netloc = f"{name}{colon}{'***' if colon else ''}{at}{hosts}"
+    return parts._replace(netloc=netloc, query=urlencode(query, safe="*/,:")).geturl()

@@ -1,0 +1,132 @@
+"""Logs (structlog, to stderr) and metrics (Prometheus): every name in one place."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+
+import structlog
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+# ---- logs
+
+FREE_TEXT = ("event", "detail", "error", "url", "exception")
+# A phone has 10 to 15 digits (E.164). So have ids: those stand in other fields, or behind "word/" in a path.
+PHONE_IN_TEXT = re.compile(r"(?<!\d)(?<![a-z]/)\d{10,15}(?!\d)")
+
+
+def mask_phone(phone: str) -> str:
+    """Return the phone with its first 4 and last 2 characters only: ``7916*****67``."""
+    return f"{phone[:4]}{'*' * (len(phone) - 6)}{phone[-2:]}" if len(phone) > 6 else "*" * len(phone)
+
+
+def mask_phones(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Mask the field ``phone`` and what looks like a phone in fields of free text; a structlog processor."""
+    if event.get("phone") is not None:
+        event["phone"] = mask_phone(str(event["phone"]))
+    for key in FREE_TEXT:
+        if key in event:
+            event[key] = PHONE_IN_TEXT.sub(lambda match: mask_phone(match[0]), str(event[key]))
+    return event
+
+
+def configure(level: str, format: str) -> None:
+    """Send structlog's and the standard library's records to stderr as ``console`` lines or ``json`` objects.
+
+    Fields bound with `structlog.contextvars` (``request_id``, ``mailing_id``, …) stand in every line.
+    ``level`` is debug, info, warning or error. May be called again.
+    """
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: Processor = (
+        structlog.processors.JSONRenderer(ensure_ascii=False)
+        if format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                mask_phones,
+                renderer,
+            ],
+        )
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    logging.getLogger("yoyo").setLevel(logging.WARNING)  # we say ourselves what was migrated
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.processors.StackInfoRenderer(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+
+
+# ---- metrics
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
+GCCollector(registry=REGISTRY)
+
+# Seconds. Our own answers are judged at 300 ms, the gateway's at its timeout of 15 s: bounds on both sides.
+FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0)
+SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
+
+HTTP_REQUESTS = Counter(
+    "notifier_http_requests_total", "Requests answered.", ("method", "route", "status"), registry=REGISTRY
+)
+HTTP_SECONDS = Histogram(
+    "notifier_http_request_seconds", "Time to answer.", ("route",), buckets=FAST, registry=REGISTRY
+)
+ATTEMPTS = Counter("notifier_attempts_total", "Requests to the gateway.", ("outcome",), registry=REGISTRY)
+ATTEMPT_SECONDS = Histogram(
+    "notifier_attempt_seconds", "Time of a request to the gateway.", buckets=SLOW, registry=REGISTRY
+)
+INFLIGHT = Gauge("notifier_inflight", "Requests to the gateway under way.", registry=REGISTRY)
+READY = Gauge("notifier_ready", "Messages marked and waiting to start.", registry=REGISTRY)
+RECORDER_PENDING = Gauge("notifier_recorder_pending", "Results not yet committed.", registry=REGISTRY)
+RECORD_SECONDS = Histogram(
+    "notifier_record_seconds", "Time to commit a flush of results.", buckets=FAST, registry=REGISTRY
+)
+CLAIMS = Counter("notifier_claims_total", "Batches claimed.", registry=REGISTRY)
+PLANNED = Counter("notifier_planned_total", "Messages planned.", registry=REGISTRY)
+TAKEOVERS = Counter("notifier_takeovers_total", "Batches taken over from the dead.", registry=REGISTRY)
+LOOP_LAG = Gauge("notifier_loop_lag_seconds", "How late the event loop runs.", registry=REGISTRY)
+BREAKER_OPEN = Gauge(
+    "notifier_breaker_open", "1 while the gateway's breaker is open.", ("gateway",), registry=REGISTRY
+)
+LOOP_ERRORS = Counter(
+    "notifier_loop_errors_total", "Polls that ended in an exception.", ("loop",), registry=REGISTRY
+)
+
+
+def exposition() -> bytes:
+    """Return every metric in Prometheus' text format; its Content-Type is `CONTENT_TYPE`."""
+    return generate_latest(REGISTRY)

@@ -1,0 +1,8 @@
+"""The entry point: `python server.py --help` lists what it can do."""
+
+from __future__ import annotations
+
+from notifier.cli import main
+
+if __name__ == "__main__":
+    main()

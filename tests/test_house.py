@@ -1,0 +1,86 @@
+"""The house checks itself: what is written twice must agree."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import notifier
+from notifier.settings import SETTINGS, Settings
+
+ROOT = Path(__file__).parent.parent
+VENDOR = ROOT / "static" / "vendor"
+# Where packages come from is each machine's own business, and so is where the checkout lies.
+OF_ONE_MACHINE = re.compile(
+    r"index-url|find-links|--registry|(?:^|[\s'\"`=(:])/(?:work|root|home|Users)/\w", re.M
+)
+
+
+def text_of(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_the_readme_has_a_row_for_every_setting() -> None:
+    rows = [line.split("|")[1] for line in text_of("README.md").splitlines() if line.startswith("|")]
+    documented = set(re.findall(r"`([A-Z_]+)`", " ".join(rows)))
+    assert {setting.name for setting in SETTINGS} <= documented
+
+
+def test_the_env_example_lists_every_setting_with_its_default(tmp_path: Path) -> None:
+    lines = re.findall(r"^#([A-Z_]+=.*)$", text_of(".env.example"), re.M)
+    assert [line.split("=")[0] for line in lines] == [setting.name for setting in SETTINGS]
+    (tmp_path / ".env").write_text("\n".join(lines))
+    assert Settings.load({}, tmp_path / ".env") == Settings.load({}, None)
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    assert f"## [{notifier.__version__}]" in text_of("CHANGELOG.md")
+
+
+def test_docker_waits_longer_than_the_service_needs_to_stop() -> None:
+    compose = text_of("docker-compose.yml")
+    (wait,) = re.findall(r"stop_grace_period: (\d+)s", compose)
+    (grace,) = re.findall(r'SHUTDOWN_GRACE: "(\d+)"', compose)
+    assert float(wait) > max(float(grace), Settings.load({}, None).shutdown_grace)
+
+
+def test_every_requirement_is_pinned_within_its_range() -> None:
+    lines = [line for line in text_of("constraints.txt").splitlines() if not line.startswith("#")]
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    wanted = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    for requirement in map(Requirement, filter(None, "\n".join(wanted).splitlines())):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in VENDOR.iterdir()))
+def test_what_is_vendored_says_whose_and_which_it_is(folder: str) -> None:
+    assert (VENDOR / folder / "LICENSE").read_text(encoding="utf-8").strip()
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", (VENDOR / folder / "VERSION").read_text())
+
+
+def test_nothing_names_a_machine_or_where_packages_come_from() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: what belongs to the project cannot be told apart")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    found = []
+    for path in map(Path, filter(None, listed.stdout.split("\0"))):
+        if path.is_relative_to("static/vendor") or path == Path("tests/test_house.py"):
+            continue
+        if (ROOT / path).is_file():
+            text = (ROOT / path).read_bytes().decode("utf-8", "ignore")
+            found += [f"{path}: {match[0].strip()}" for match in OF_ONE_MACHINE.finditer(text)]
+    assert not found

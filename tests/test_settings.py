@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from notifier.errors import SettingsError
+from notifier.settings import SETTINGS, Settings, secret_key
+
+POSTGRES = "postgresql://user:hidden@db.example.com:5432/notifier"
+KEY = "k" * 32
+GATEWAY = {"GATEWAY_URL": "https://gateway.example.com", "GATEWAY_TOKEN": "jwt"}
+
+
+def errors_of(environ: Mapping[str, str], env_file: Path | None = None) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(environ, env_file)
+    return caught.value.errors
+
+
+def test_nothing_given_is_a_complete_set_of_defaults() -> None:
+    settings = Settings.load({}, None)
+    assert settings.database_url is settings.database_migration_url is settings.gateway_url is None
+    assert (settings.host, settings.port, settings.role) == ("127.0.0.1", 8080, "all")
+    assert (settings.gateway_concurrency, settings.gateway_rate, settings.gateway_timeout) == (100, 0.0, 15.0)
+    assert (settings.gateway_on_unknown, settings.shutdown_grace) == ("retry", 20.0)
+    assert (settings.default_timezone, settings.pause_all) == ("UTC", False)
+    assert settings.data_dir == Path(".data")
+
+
+def test_everything_given() -> None:
+    environ = GATEWAY | {
+        "DATABASE_URL": "postgres://user@one:5432,two:5432/notifier?target_session_attrs=read-write",
+        "DATABASE_STATEMENT_CACHE": "0",
+        "DATABASE_MIGRATION_URL": POSTGRES,
+        "DATA_DIR": "/var/lib/notifier",
+        "HOST": "::1",
+        "PORT": "0",
+        "ROLE": "worker",
+        "GATEWAY_URL": "http://127.0.0.1:8090/base/",
+        "GATEWAY_CONCURRENCY": "10000",
+        "GATEWAY_RATE": "0.5",
+        "GATEWAY_TIMEOUT": "2.5",
+        "GATEWAY_ON_UNKNOWN": "hold",
+        "BOOTSTRAP_TOKEN": "t" * 20,
+        "SECRET_KEY": KEY,
+        "DEFAULT_TIMEZONE": "Europe/Moscow",
+        "LOG_LEVEL": "WARNING",
+        "LOG_FORMAT": "json",
+        "PAUSE_ALL": "1",
+        "SHUTDOWN_GRACE": "3",
+    }
+    settings = Settings.load(environ, None)
+    assert set(environ) == {setting.name for setting in SETTINGS}
+    assert settings.gateway_url == "http://127.0.0.1:8090/base"
+    assert settings.database_migration_url == POSTGRES
+    assert (settings.gateway_rate, settings.gateway_timeout, settings.shutdown_grace) == (0.5, 2.5, 3.0)
+    assert (settings.pause_all, settings.log_level, settings.port) == (True, "warning", 0)
+
+
+def test_migrations_use_the_database_url_unless_told_otherwise() -> None:
+    settings = Settings.load({"DATABASE_URL": POSTGRES, "SECRET_KEY": KEY}, None)
+    assert settings.database_migration_url == POSTGRES
+
+
+def test_an_empty_value_counts_as_not_given() -> None:
+    assert Settings.load({"GATEWAY_URL": "", "PORT": ""}, None).port == 8080
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PORT", "65536", "0 to 65535"),
+        ("PORT", "-1", "whole number"),
+        ("PORT", "80_80", "whole number"),
+        ("PORT", "8080.0", "whole number"),
+        ("PORT", "٨", "whole number"),
+        ("DATABASE_STATEMENT_CACHE", "many", "whole number"),
+        ("GATEWAY_CONCURRENCY", "0", "1 to 10000"),
+        ("GATEWAY_CONCURRENCY", "10001", "1 to 10000"),
+        ("GATEWAY_RATE", "-1", "0 or more"),
+        ("GATEWAY_RATE", "inf", "0 or more"),
+        ("GATEWAY_RATE", "nan", "0 or more"),
+        ("GATEWAY_RATE", "fast", "0 or more"),
+        ("GATEWAY_TIMEOUT", "0.9", "1 to 30"),
+        ("GATEWAY_TIMEOUT", "31", "1 to 30"),
+        ("GATEWAY_TIMEOUT", "20", "below SHUTDOWN_GRACE"),
+        ("SHUTDOWN_GRACE", "15", "below SHUTDOWN_GRACE"),
+        ("SHUTDOWN_GRACE", "0", "1 to 3600"),
+        ("GATEWAY_ON_UNKNOWN", "ignore", "retry, hold"),
+        ("GATEWAY_TOKEN", "to ken", "spaces"),
+        ("GATEWAY_TOKEN", "to\r\nken", "control characters"),
+        ("GATEWAY_TOKEN", "жетон", "ASCII"),
+        ("BOOTSTRAP_TOKEN", "t" * 19, "at least 20"),
+        ("SECRET_KEY", "k" * 31, "at least 32"),
+        ("DEFAULT_TIMEZONE", "Moscow", "Europe/Moscow"),
+        ("DEFAULT_TIMEZONE", "Europe", "Europe/Moscow"),
+        ("DEFAULT_TIMEZONE", "../etc/passwd", "Europe/Moscow"),
+        ("ROLE", "boss", "all, api, worker"),
+        ("LOG_LEVEL", "loud", "debug, info, warning, error"),
+        ("LOG_FORMAT", "xml", "console, json"),
+        ("PAUSE_ALL", "yes", "neither 0 nor 1"),
+        ("HOST", "two hosts", "spaces"),
+        ("DATA_DIR", "a\0b", "path"),
+        ("DATABASE_URL", "mysql://host/db", "postgresql://"),
+        ("DATABASE_URL", "postgresql:host", "postgresql://"),
+        ("DATABASE_URL", "postgresql://[::1/db", "address"),
+        ("DATABASE_MIGRATION_URL", POSTGRES, "DATABASE_URL is missing"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_would_be_right(name: str, value: str, says: str) -> None:
+    errors = errors_of({"SECRET_KEY": KEY} | {name: value})
+    assert len(errors) == 1
+    assert says in errors[0]
+    assert name in errors[0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "gateway.example.com",
+        "ftp://gateway.example.com",
+        "https://",
+        "https://host:99999",
+        "https://host:0",
+        "https://ho st",
+        "https://[::1",
+        "https://user:hidden@host",
+        "https://host/?token=hidden",
+        "https://host/#part",
+    ],
+)
+def test_a_gateway_url_is_a_plain_base_address(url: str) -> None:
+    (error,) = errors_of({"GATEWAY_URL": url, "GATEWAY_TOKEN": "jwt"})
+    assert error.startswith("GATEWAY_URL: ")
+    assert "hidden" not in error
+
+
+def test_what_belongs_together_is_asked_for() -> None:
+    assert [line.split(":")[0] for line in errors_of({"GATEWAY_URL": GATEWAY["GATEWAY_URL"]})] == [
+        "GATEWAY_TOKEN"
+    ]
+    assert [line.split(":")[0] for line in errors_of({"DATABASE_URL": POSTGRES})] == ["SECRET_KEY"]
+
+
+def test_every_error_comes_at_once_and_none_shows_a_secret() -> None:
+    environ = {
+        "DATABASE_URL": "mysql://user:hidden@host/db",
+        "BOOTSTRAP_TOKEN": "hidden",
+        "GATEWAY_URL": "https://user:hidden@host",
+        "GATEWAY_TIMEOUT": "31",
+        "PORT": "x",
+        "GATEWAY_TOKN": "hidden",
+    }
+    errors = errors_of(environ)
+    assert {line.split(":")[0] for line in errors} == {*environ, "SECRET_KEY", "GATEWAY_TOKEN"}
+    assert "hidden" not in "\n".join(errors)
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("DATABASE_URI", "DATABASE_URL"),
+        ("DATABASE_STATEMENTS_CACHE", "DATABASE_STATEMENT_CACHE"),
+        ("GATEWAY_TIMEOUTS", "GATEWAY_TIMEOUT"),
+        ("GATEWAY_CONCURENCY", "GATEWAY_CONCURRENCY"),
+        ("GATEWAY_TOKEN_FIEL", "GATEWAY_TOKEN_FILE"),
+    ],
+)
+def test_a_misspelt_name_is_not_a_silent_default(typo: str, meant: str) -> None:
+    (error,) = errors_of({typo: "1"})
+    assert error == f"{typo}: there is no such setting; did you mean {meant}?"
+
+
+def test_other_programs_variables_are_left_alone() -> None:
+    Settings.load({"DATABASE_HOST": "x", "DATABASE_USER": "x", "GATEWAY_INTERFACE": "CGI/1.1"}, None)
+
+
+def test_the_environment_beats_the_env_file(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text('PORT=1\nHOST="::"\nSECRET_KEY=${not_a_variable}0123456789012345\nROLE\n')
+    settings = Settings.load({"PORT": "2"}, env_file)
+    assert (settings.port, settings.host, settings.role) == (2, "::", "all")
+    assert settings.secret_key == "${not_a_variable}0123456789012345"
+    sources = {name: source for name, _, source in settings.describe()}
+    assert (sources["PORT"], sources["HOST"], sources["ROLE"]) == ("environment", ".env", "default")
+
+
+def test_an_env_file_may_be_missing_but_not_unreadable(tmp_path: Path) -> None:
+    Settings.load({}, tmp_path / "none")
+    (tmp_path / ".env").write_bytes(b"PORT=\xff")
+    (error,) = errors_of({}, tmp_path / ".env")
+    assert "cannot be read" in error
+
+
+def test_a_line_of_the_env_file_that_says_nothing_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("# fine\nGATEWAY_TOKEN jwt\n\nexport PORT=1\n")
+    (error,) = errors_of({}, tmp_path / ".env")
+    assert error.endswith("line 2 is not NAME=value")
+
+
+def test_a_secret_may_lie_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t" * 20 + "\n")
+    settings = Settings.load({"BOOTSTRAP_TOKEN_FILE": str(tmp_path / "token")}, None)
+    assert settings.bootstrap_token == "t" * 20
+    assert ("BOOTSTRAP_TOKEN", "***", "file") in settings.describe()
+
+
+def test_a_secret_file_that_cannot_serve_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "binary").write_bytes(b"\xff")
+    for path in ("empty", "binary", "none", "."):
+        (error,) = errors_of({"SECRET_KEY_FILE": str(tmp_path / path)})
+        assert error.startswith("SECRET_KEY: SECRET_KEY_FILE names ")
+
+
+def test_a_secret_given_twice_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY)
+    (error,) = errors_of({"SECRET_KEY": KEY, "SECRET_KEY_FILE": str(tmp_path / "key")})
+    assert "given twice" in error
+
+
+def test_secrets_are_masked_wherever_settings_are_shown() -> None:
+    environ = GATEWAY | {
+        "DATABASE_URL": "postgresql://user:hidden@one,two/db?sslpassword=hidden&target_session_attrs=any",
+        "GATEWAY_TOKEN": "hidden",
+        "SECRET_KEY": "hidden" * 6,
+        "BOOTSTRAP_TOKEN": "hidden" * 4,
+    }
+    settings = Settings.load(environ, None)
+    shown = {name: value for name, value, _ in settings.describe()}
+    assert "hidden" not in f"{settings!r} {shown}"
+    assert (
+        shown["DATABASE_URL"] == "postgresql://user:***@one,two/db?sslpassword=***&target_session_attrs=any"
+    )
+    assert (shown["PORT"], shown["PAUSE_ALL"], shown["GATEWAY_RATE"]) == ("8080", "0", "0")
+
+
+def test_the_key_is_made_once_and_kept_to_its_owner(tmp_path: Path) -> None:
+    settings = Settings.load({"DATA_DIR": str(tmp_path / "new" / "data")}, None)
+    with ThreadPoolExecutor(8) as pool:
+        keys = set(pool.map(secret_key, [settings] * 8))
+    assert len(keys) == 1
+    assert len(keys.pop()) >= 32
+    (kept,) = settings.data_dir.iterdir()
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+
+
+def test_the_given_key_wins(tmp_path: Path) -> None:
+    settings = Settings.load({"DATA_DIR": str(tmp_path), "SECRET_KEY": KEY}, None)
+    assert secret_key(settings) == KEY
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_spoilt_key_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "secret_key").write_text("short")
+    with pytest.raises(SettingsError, match="secret_key has 5 characters"):
+        secret_key(Settings.load({"DATA_DIR": str(tmp_path)}, None))
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="SECRET_KEY"):
+        secret_key(Settings.load({"DATA_DIR": str(tmp_path / "file")}, None))
