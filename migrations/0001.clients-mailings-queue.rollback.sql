@@ -1,0 +1,6 @@
+DROP TABLE idempotency_keys, gateways, replicas, series, failures, counters, attempts, batches, slices, message_ids,
+    messages, mailing_texts, mailings, clients;
+DROP SEQUENCE claims;
+DROP TYPE outcome;
+DROP TYPE standing;
+DROP TYPE mailing_status;

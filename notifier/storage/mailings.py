@@ -1,0 +1,351 @@
+"""Mailings: what the API does with them, and the few steps of their life that the scheduler takes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+
+from notifier.errors import Conflict, IllegalTransition, Invalid, NotFound, Problem, Stale
+from notifier.models import MAILING_TRANSITIONS, OVER, Filter, Mailing, MailingStatus, Window
+from notifier.storage.database import Db, transaction
+
+# Changes that other replicas must hear of; they listen on this channel (see delivery/scheduler.py).
+CHANNEL = "notifier"
+
+# Longer waits than this are a window's, not a backoff's (delivery/backoff.py, CAP).
+LONGEST_BACKOFF = 300
+
+_SELECT = """
+    SELECT m.id, m.name, t.text, m.text_version, m.filter, m.starts_at, m.ends_at, m.window_from, m.window_to,
+           m.priority, m.status, m.status_reason, m.audience, m.planned, m.version, m.created_at, m.updated_at,
+           m.horizon
+    FROM mailings m
+    JOIN mailing_texts t ON t.mailing_id = m.id AND t.version = m.text_version
+    WHERE m.deleted_at IS NULL
+"""
+
+
+def _mailing(row: asyncpg.Record) -> Mailing:
+    return Mailing(
+        id=row["id"],
+        name=row["name"],
+        text=row["text"],
+        text_version=row["text_version"],
+        filter=Filter.from_json(row["filter"]),
+        starts_at=row["starts_at"],
+        ends_at=row["ends_at"],
+        window=Window(row["window_from"], row["window_to"]) if row["window_from"] is not None else None,
+        priority=row["priority"],
+        status=MailingStatus(row["status"]),
+        status_reason=row["status_reason"],
+        audience=row["audience"],
+        planned=row["planned"],
+        version=row["version"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+async def create(
+    db: Db,
+    *,
+    name: str | None,
+    text: str,
+    filter: Filter,
+    starts_at: datetime | None,
+    ends_at: datetime,
+    window: Window | None,
+    priority: int,
+    draft: bool,
+) -> Mailing:
+    """Store a mailing, `scheduled` or `draft`; without ``starts_at`` it starts now.
+
+    Raises Invalid when it would end before it starts, or has ended already by the database's clock.
+    """
+    async with transaction(db) as conn:
+        now = await conn.fetchval("SELECT now()")
+        starts_at = starts_at or now
+        _check_times(starts_at, ends_at, now)
+        mailing_id = await conn.fetchval(
+            """
+            WITH mailing AS (
+                INSERT INTO mailings (name, filter, starts_at, ends_at, window_from, window_to, priority, status)
+                VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+                RETURNING id
+            ), text AS (
+                INSERT INTO mailing_texts (mailing_id, version, text) SELECT id, 1, $9 FROM mailing
+            )
+            SELECT id FROM mailing
+            """,
+            name,
+            filter.as_json(),
+            starts_at,
+            ends_at,
+            window.start if window else None,
+            window.end if window else None,
+            priority,
+            (MailingStatus.DRAFT if draft else MailingStatus.SCHEDULED).value,
+            text,
+        )
+        await _announce(conn)
+        return await get(conn, mailing_id)
+
+
+def _check_times(starts_at: datetime, ends_at: datetime, now: datetime) -> None:
+    if ends_at <= now:
+        ended = ends_at.astimezone(UTC).isoformat()
+        raise Invalid([Problem("/ends_at", f"The mailing would be over already: it ends at {ended}.")])
+    if ends_at <= starts_at:
+        raise Invalid([Problem("/ends_at", "Must be after starts_at.")])
+
+
+async def _announce(conn: Db) -> None:
+    await conn.execute("SELECT pg_notify($1, '')", CHANNEL)
+
+
+async def get(db: Db, mailing_id: int) -> Mailing:
+    """The mailing; NotFound also when it was deleted."""
+    row = await db.fetchrow(_SELECT + " AND m.id = $1", mailing_id)
+    if row is None:
+        raise NotFound(f"There is no mailing {mailing_id}.")
+    return _mailing(row)
+
+
+async def page(db: Db, *, status: MailingStatus | None, before: int | None, limit: int) -> list[Mailing]:
+    """Up to ``limit`` mailings with ids under ``before``, newest first."""
+    rows = await db.fetch(
+        _SELECT
+        + """
+          AND ($1::text IS NULL OR m.status = $1::text::mailing_status) AND ($2::bigint IS NULL OR m.id < $2)
+        ORDER BY m.id DESC LIMIT $3
+        """,
+        status.value if status else None,
+        before,
+        limit,
+    )
+    return [_mailing(row) for row in rows]
+
+
+async def _locked(conn: Db, mailing_id: int, if_match: int | None) -> tuple[Mailing, bool]:
+    """The mailing, locked until the caller's transaction ends, and whether its audience is already being chosen."""
+    row = await conn.fetchrow(_SELECT + " AND m.id = $1 FOR UPDATE OF m", mailing_id)
+    if row is None:
+        raise NotFound(f"There is no mailing {mailing_id}.")
+    if if_match is not None and if_match != row["version"]:
+        raise Stale
+    return _mailing(row), row["horizon"] is not None
+
+
+async def edit(db: Db, mailing_id: int, changes: dict[str, Any], *, if_match: int | None = None) -> Mailing:
+    """Change the named fields (``name text filter starts_at ends_at window priority``); what was sent stays known.
+
+    Everything while the audience is not being chosen yet; after that all but ``filter`` and ``starts_at``. Raises
+    NotFound, Stale, Conflict where the status does not allow it, Invalid for times that cannot be.
+    """
+    async with transaction(db) as conn:
+        mailing, begun = await _locked(conn, mailing_id, if_match)
+        if mailing.status in OVER:
+            raise Conflict(f"The mailing is {mailing.status}; nothing can be changed any more.")
+        fixed = [key for key in ("filter", "starts_at") if key in changes] if begun else []
+        if fixed:
+            raise Conflict(f"The mailing has started; {' and '.join(fixed)} cannot be changed any more.")
+        starts_at = changes.get("starts_at", mailing.starts_at)
+        ends_at = changes.get("ends_at", mailing.ends_at)
+        if "starts_at" in changes or "ends_at" in changes:
+            _check_times(starts_at, ends_at, await conn.fetchval("SELECT now()"))
+        window: Window | None = changes.get("window", mailing.window)
+        text = changes.get("text", mailing.text)
+        text_version = mailing.text_version + (text != mailing.text)
+        if text_version != mailing.text_version:
+            await conn.execute(
+                "INSERT INTO mailing_texts (mailing_id, version, text) VALUES ($1, $2, $3)",
+                mailing_id,
+                text_version,
+                text,
+            )
+        await conn.execute(
+            """
+            UPDATE mailings
+            SET name = $2, text_version = $3, filter = $4, starts_at = $5, ends_at = $6, window_from = $7,
+                window_to = $8, priority = $9, version = version + 1, updated_at = now()
+            WHERE id = $1
+            """,
+            mailing_id,
+            changes.get("name", mailing.name),
+            text_version,
+            changes.get("filter", mailing.filter).as_json(),
+            starts_at,
+            ends_at,
+            window.start if window else None,
+            window.end if window else None,
+            changes.get("priority", mailing.priority),
+        )
+        if window != mailing.window:
+            await _sort_again(conn, mailing_id)
+        await _announce(conn)
+        return await get(conn, mailing_id)
+
+
+async def _sort_again(conn: Db, mailing_id: int) -> None:
+    """Unclaimed batches become due at once: whoever loads them sorts them by the new window."""
+    await conn.execute(
+        """
+        UPDATE batches SET due_at = now()
+        WHERE mailing_id = $1 AND owner IS NULL
+          AND (standing = 'waiting' OR due_at > now() + $2 * interval '1 second')
+        """,
+        mailing_id,
+        LONGEST_BACKOFF,
+    )
+
+
+async def act(db: Db, mailing_id: int, verb: str, *, if_match: int | None = None) -> Mailing:
+    """`start`, `pause`, `resume` or `cancel`: the transition of that name in `models.MAILING_TRANSITIONS`.
+
+    One row is written, however large the mailing is. Raises NotFound, Stale, IllegalTransition.
+    """
+    sources, target = MAILING_TRANSITIONS[verb]
+    async with transaction(db) as conn:
+        mailing, begun = await _locked(conn, mailing_id, if_match)
+        if mailing.status not in sources:
+            raise IllegalTransition(f"A mailing that is {mailing.status} cannot {verb}.")
+        if verb in ("start", "resume") and mailing.ends_at <= await conn.fetchval("SELECT now()"):
+            raise IllegalTransition(f"The mailing is over; it cannot {verb}.")
+        if verb == "resume" and not begun:
+            target = MailingStatus.SCHEDULED
+        await conn.execute(
+            """
+            UPDATE mailings
+            SET status = $2, version = version + 1, updated_at = now(), status_reason = NULL,
+                over_at = CASE WHEN $2::mailing_status = 'cancelled' THEN now() END
+            WHERE id = $1
+            """,
+            mailing_id,
+            target.value,
+        )
+        await _announce(conn)
+        return await get(conn, mailing_id)
+
+
+async def delete(db: Db, mailing_id: int, *, if_match: int | None = None) -> None:
+    """Any status → deleted; what is not over is cancelled first. `purge` takes the rows away later."""
+    async with transaction(db) as conn:
+        mailing, _ = await _locked(conn, mailing_id, if_match)
+        await conn.execute(
+            """
+            UPDATE mailings
+            SET status = $2, deleted_at = now(), over_at = coalesce(over_at, now()), version = version + 1
+            WHERE id = $1
+            """,
+            mailing_id,
+            (mailing.status if mailing.status in OVER else MailingStatus.CANCELLED).value,
+        )
+        await _announce(conn)
+
+
+async def begin_due(db: Db) -> list[int]:
+    """scheduled → running for those whose start has come; their audience is whoever is a client at this moment."""
+    rows = await db.fetch(
+        """
+        UPDATE mailings SET status = 'running', horizon = (SELECT coalesce(max(id), 0) FROM clients)
+        WHERE status = 'scheduled' AND starts_at <= clock_timestamp() AND ends_at > clock_timestamp()
+        RETURNING id
+        """
+    )
+    return [row["id"] for row in rows]
+
+
+async def finish_ended(db: Db) -> list[int]:
+    """scheduled, running, paused → finished for those whose end has come. One row each: what is left over expires."""
+    rows = await db.fetch(
+        """
+        UPDATE mailings SET status = 'finished', status_reason = 'ended', over_at = now()
+        WHERE status IN ('scheduled', 'running', 'paused') AND ends_at <= clock_timestamp()
+        RETURNING id
+        """
+    )
+    return [row["id"] for row in rows]
+
+
+async def worked_off(db: Db) -> list[int]:
+    """Mailings that look ready to be closed: planned, alive, no batch left."""
+    rows = await db.fetch(
+        """
+        SELECT m.id FROM mailings m
+        WHERE m.status IN ('running', 'paused') AND m.planned
+          AND NOT EXISTS (SELECT FROM batches b WHERE b.mailing_id = m.id)
+        """
+    )
+    return [row["id"] for row in rows]
+
+
+async def close(db: Db, mailing_id: int) -> bool:
+    """running, paused → finished when planned and nothing is left; True when it was done here.
+
+    The mailing is locked first and the batches are looked at by a second statement, whose snapshot is younger than the
+    lock: whoever adds batches other than out of an owned batch holds that lock (docs/delivery.md).
+    """
+    async with transaction(db) as conn:
+        open_still = await conn.fetchval(
+            "SELECT status IN ('running', 'paused') AND planned FROM mailings WHERE id = $1 FOR UPDATE",
+            mailing_id,
+        )
+        if not open_still or await conn.fetchval(
+            "SELECT EXISTS (SELECT FROM batches WHERE mailing_id = $1)", mailing_id
+        ):
+            return False
+        await conn.execute(
+            "UPDATE mailings SET status = 'finished', status_reason = 'completed', over_at = now() WHERE id = $1",
+            mailing_id,
+        )
+        return True
+
+
+async def seconds_to_next(db: Db) -> float | None:
+    """Seconds until the next start or end of a mailing, by the database's clock; None when there is none ahead."""
+    seconds = await db.fetchval(
+        """
+        SELECT extract(epoch FROM min(CASE WHEN status = 'scheduled' AND starts_at > clock_timestamp()
+                                           THEN starts_at ELSE ends_at END) - clock_timestamp())
+        FROM mailings WHERE status IN ('scheduled', 'running', 'paused')
+        """
+    )
+    return None if seconds is None else max(0.0, float(seconds))
+
+
+async def purge(db: Db) -> bool:
+    """Take away one slice of a deleted mailing that nobody is sending any more; True when there may be more."""
+    async with transaction(db) as conn:
+        mailing_id = await conn.fetchval(
+            """
+            SELECT m.id FROM mailings m
+            WHERE m.deleted_at IS NOT NULL
+              AND NOT EXISTS (SELECT FROM batches b WHERE b.mailing_id = m.id AND b.owner IS NOT NULL)
+            ORDER BY m.id LIMIT 1 FOR UPDATE SKIP LOCKED
+            """
+        )
+        if mailing_id is None:
+            return False
+        piece = await conn.fetchrow(
+            "DELETE FROM slices WHERE (mailing_id, first_id) = "
+            "(SELECT mailing_id, first_id FROM slices WHERE mailing_id = $1 LIMIT 1) RETURNING first_id, last_id",
+            mailing_id,
+        )
+        if piece is not None:
+            await conn.execute("DELETE FROM attempts WHERE message_id BETWEEN $1 AND $2", *piece)
+            await conn.execute("DELETE FROM messages WHERE id BETWEEN $1 AND $2", *piece)
+            return True
+        await conn.execute("DELETE FROM batches WHERE mailing_id = $1", mailing_id)
+        await conn.execute("DELETE FROM counters WHERE mailing_id = $1", mailing_id)
+        await conn.execute("DELETE FROM failures WHERE mailing_id = $1", mailing_id)
+        await conn.execute("DELETE FROM series WHERE mailing_id = $1", mailing_id)
+        await conn.execute("DELETE FROM mailings WHERE id = $1", mailing_id)
+        return True
+
+
+async def clock(db: Db) -> datetime:
+    """The database's time."""
+    now: datetime = await db.fetchval("SELECT clock_timestamp()")
+    return now

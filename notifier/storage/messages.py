@@ -1,0 +1,379 @@
+"""Messages as people see them: put together from the recipients, the queue and the ledger (docs/delivery.md).
+
+A page costs the same wherever it lies and however large the mailing is: ids come from an index (what is still
+to be done from the batches, what happened from the ledger), and `_described` reads those ids only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import asyncpg
+
+from notifier.errors import Invalid, NotFound, Problem
+from notifier.models import (
+    INT64_MAX,
+    OPEN_STANDINGS,
+    OVER,
+    REQUESTS,
+    Attempt,
+    MailingStatus,
+    Message,
+    Outcome,
+    Reason,
+    Standing,
+    Status,
+    status_of,
+)
+from notifier.storage.database import Db
+
+Cursor = tuple[int, ...]
+"""Where a list goes on: below (message id,), in the batches below (seq, first id, message id)."""
+
+EXAMINED = 10_000
+"""Rows one page looks at; when too few of them belong to the list, the page is short."""
+
+IN_LEDGER = frozenset({Status.FAILED, Status.UNKNOWN, Status.SUPPRESSED, Status.DELIVERED, Status.UNDELIVERED})
+CURSOR_SIZES = {status: {3} for status in Status} | {status: {1} for status in (*IN_LEDGER, Status.SENT)}
+CURSOR_SIZES[Status.UNKNOWN] = {1, 3}  # first the batches, then the ledger
+
+
+async def get(db: Db, message_id: int) -> Message:
+    """One message with its timeline, in one snapshot. Raises NotFound, also when its mailing was deleted."""
+    for message in await _described(db, [message_id], timeline=True):
+        return message
+    raise NotFound(f"There is no message {message_id}.")
+
+
+async def of_mailing(
+    db: Db, mailing_id: int, status: Status | None, cursor: Cursor | None, limit: int
+) -> tuple[list[Message], Cursor | None]:
+    """A page of a mailing's messages, newest first, and the cursor of the next; None at the end.
+
+    With ``status`` only those that stand there now; such a page may be short or empty before the end. Raises
+    NotFound, also for a deleted mailing, and Invalid for the cursor of another list.
+    """
+    _check(cursor, CURSOR_SIZES[status] if status else {1})
+    name = await db.fetchval("SELECT status FROM mailings WHERE id = $1 AND deleted_at IS NULL", mailing_id)
+    if name is None:
+        raise NotFound(f"There is no mailing {mailing_id}.")
+    if status is None:
+        ids, following = await _all(db, mailing_id, cursor or (INT64_MAX,), limit)
+    elif status is Status.SENT:
+        ids, following = await _sent(db, mailing_id, cursor or (INT64_MAX,), limit)
+    elif status is Status.SENDING:
+        ids, following = await _sending(db, mailing_id, cursor or (INT64_MAX,) * 3, limit)
+    else:
+        ids, following = [], None
+        standings = [s for s in OPEN_STANDINGS if status_of(s, MailingStatus(name)) is status]
+        if standings and (cursor is None or len(cursor) == 3):
+            ids, following = await _in_batches(db, mailing_id, standings, cursor or (INT64_MAX,) * 3, limit)
+            cursor = None
+        if status in IN_LEDGER and following is None:
+            more, following = await _in_ledger(db, mailing_id, status, cursor or (INT64_MAX,), limit - len(ids))
+            ids += more
+    # A message may have gone on since its id was read.
+    return [m for m in await _described(db, ids) if status in (None, m.status)], following
+
+
+async def of_client(db: Db, client_id: int, cursor: Cursor | None, limit: int) -> tuple[list[Message], Cursor | None]:
+    """A page of a client's messages, newest mailing first, and the cursor of the next; None at the end.
+
+    Messages outlive their client. Raises NotFound when there is neither, Invalid for another list's cursor.
+    """
+    _check(cursor, {1})
+    rows = await db.fetch(
+        """
+        SELECT g.id, g.mailing_id
+        FROM messages g JOIN mailings m ON m.id = g.mailing_id AND m.deleted_at IS NULL
+        WHERE g.client_id = $1 AND g.mailing_id < $2
+        ORDER BY g.mailing_id DESC LIMIT $3
+        """,
+        client_id,
+        cursor[0] if cursor else INT64_MAX,
+        limit + 1,
+    )
+    if not rows and not await db.fetchval(
+        """
+        SELECT EXISTS (SELECT FROM clients WHERE id = $1)
+            OR EXISTS (SELECT FROM messages WHERE client_id = $1)
+        """,
+        client_id,
+    ):
+        raise NotFound(f"There is no client {client_id}.")
+    page = rows[:limit]
+    following = (page[-1]["mailing_id"],) if len(rows) > limit else None
+    return await _described(db, [row["id"] for row in page]), following
+
+
+def _check(cursor: Cursor | None, sizes: set[int]) -> None:
+    if cursor is not None and (len(cursor) not in sizes or not all(0 <= part <= INT64_MAX for part in cursor)):
+        raise Invalid([Problem("cursor", "Not a cursor of this list.", parameter=True)])
+
+
+# Each of these returns ids, newest first, and where the next page begins. Two habits keep the plans the same
+# whatever the planner knows: the predicate of a partial index is a literal, since a generic plan cannot match a
+# parameter with it; a message's last row is a scalar subquery, which cannot become a join of whole tables.
+
+
+async def _all(db: Db, mailing_id: int, cursor: Cursor, limit: int) -> tuple[list[int], Cursor | None]:
+    rows = await db.fetch(
+        """
+        SELECT g.id
+        FROM slices s CROSS JOIN LATERAL (
+            SELECT id FROM messages WHERE id BETWEEN s.first_id AND least(s.last_id, $2::bigint - 1)
+            ORDER BY id DESC LIMIT $3
+        ) g
+        WHERE s.mailing_id = $1 AND s.first_id < $2
+        ORDER BY s.first_id DESC, g.id DESC LIMIT $3
+        """,
+        mailing_id,
+        *cursor,
+        limit + 1,
+    )
+    return _cut([row["id"] for row in rows], limit, None)
+
+
+async def _sent(db: Db, mailing_id: int, cursor: Cursor, limit: int) -> tuple[list[int], Cursor | None]:
+    """Those whose last ledger row is `sent`: slices without ledger rows are passed over by one probe each."""
+    row = await db.fetchrow(
+        """
+        WITH slice AS MATERIALIZED (
+            SELECT first_id, last_id, sum(last_id - first_id + 1) OVER (ORDER BY first_id DESC) AS so_far
+            FROM (
+                SELECT s.first_id, cut.last_id
+                FROM slices s CROSS JOIN LATERAL (SELECT least(s.last_id, $2::bigint - 1)) cut (last_id)
+                WHERE s.mailing_id = $1 AND s.first_id < $2
+                  AND (
+                      SELECT min(message_id) FROM attempts WHERE message_id BETWEEN s.first_id AND cut.last_id
+                  ) IS NOT NULL
+                ORDER BY first_id DESC LIMIT 100
+            ) begun
+        ), chosen AS MATERIALIZED (
+            SELECT first_id, last_id FROM slice WHERE so_far - (last_id - first_id + 1) < $4::int
+        )
+        SELECT ARRAY(
+                   SELECT a.message_id
+                   FROM chosen s CROSS JOIN LATERAL (
+                       SELECT a.message_id FROM attempts a
+                       WHERE a.message_id BETWEEN s.first_id AND s.last_id AND a.standing = 'sent'
+                         AND a.seq = (SELECT max(seq) FROM attempts l WHERE l.message_id = a.message_id)
+                       ORDER BY a.message_id DESC LIMIT $3
+                   ) a
+                   ORDER BY s.first_id DESC, a.message_id DESC LIMIT $3
+               ) AS ids,
+               (
+                   SELECT min(first_id) FROM chosen
+                   HAVING EXISTS (
+                       SELECT FROM slices WHERE mailing_id = $1 AND first_id < min(chosen.first_id)
+                   )
+               ) AS examined_to
+        """,
+        mailing_id,
+        *cursor,
+        limit + 1,
+        EXAMINED // 2,  # and the slice that passes it, of 5,000 at most
+    )
+    assert row is not None
+    return _cut(row["ids"], limit, row["examined_to"])
+
+
+async def _in_ledger(
+    db: Db, mailing_id: int, status: Status, cursor: Cursor, limit: int
+) -> tuple[list[int], Cursor | None]:
+    """Those whose last ledger row says ``status``, from the index of rows that are not `sent`."""
+    row = await db.fetchrow(
+        """
+        WITH found AS MATERIALIZED (
+            SELECT ARRAY(
+                SELECT a.message_id
+                FROM (
+                    SELECT message_id, seq FROM attempts
+                    WHERE mailing_id = $1 AND standing = $2 AND standing <> 'sent' AND message_id < $3
+                    ORDER BY message_id DESC LIMIT $5
+                ) a
+                WHERE a.seq = (SELECT max(seq) FROM attempts l WHERE l.message_id = a.message_id)
+                ORDER BY a.message_id DESC LIMIT $4
+            ) AS ids
+        )
+        SELECT ids, CASE WHEN cardinality(ids) < $4 THEN (
+                   SELECT message_id FROM attempts
+                   WHERE mailing_id = $1 AND standing = $2 AND standing <> 'sent' AND message_id < $3
+                   ORDER BY message_id DESC OFFSET $5 - 1 LIMIT 1
+               ) END AS examined_to
+        FROM found
+        """,
+        mailing_id,
+        status.value,
+        *cursor,
+        limit + 1,
+        EXAMINED,
+    )
+    assert row is not None
+    ids, examined_to = row["ids"], row["examined_to"]
+    # Its other rows may lie beyond those examined: it is looked at again unless it is on this page.
+    if examined_to is not None and examined_to not in ids:
+        examined_to += 1
+    return _cut(ids, limit, examined_to)
+
+
+def _cut(ids: list[int], limit: int, examined_to: int | None) -> tuple[list[int], Cursor | None]:
+    """The page out of up to ``limit`` + 1 ids; below ``examined_to`` nothing was looked at, None: all was."""
+    if len(ids) > limit:
+        return ids[:limit], (ids[limit - 1] if limit else INT64_MAX,)
+    return ids, None if examined_to is None else (examined_to,)
+
+
+async def _in_batches(
+    db: Db, mailing_id: int, standings: list[Standing], cursor: Cursor, limit: int
+) -> tuple[list[int], Cursor | None]:
+    """Those beyond the marks of the batches of ``standings`` whose next row nobody has written yet."""
+    row = await db.fetchrow(
+        """
+        WITH found AS MATERIALIZED (
+            SELECT ARRAY(
+                SELECT row(b.seq, b.first_id, e.id)
+                FROM (
+                    SELECT seq, first_id, last_id, ids, mark, standing FROM batches
+                    WHERE mailing_id = $1 AND (seq, first_id) <= ($2::bigint, $3::bigint)
+                    ORDER BY seq DESC, first_id DESC LIMIT $6
+                ) b
+                CROSS JOIN LATERAL
+                    unnest(coalesce(b.ids, ARRAY(SELECT generate_series(b.first_id, b.last_id))))
+                    WITH ORDINALITY e (id, position)
+                WHERE b.standing = ANY($7::standing[]) AND e.position > b.mark
+                  AND (b.seq, b.first_id, e.id) < ($2, $3, $4::bigint)
+                  AND coalesce((SELECT max(seq) FROM attempts a WHERE a.message_id = e.id), 0) < b.seq
+                ORDER BY b.seq DESC, b.first_id DESC, e.id DESC LIMIT $5
+            ) AS ids
+        )
+        SELECT ids, CASE WHEN cardinality(ids) < $5 THEN (
+                   SELECT row(seq, first_id, first_id) FROM batches
+                   WHERE mailing_id = $1 AND (seq, first_id) <= ($2, $3)
+                   ORDER BY seq DESC, first_id DESC OFFSET $6 - 1 LIMIT 1
+               ) END AS examined_to
+        FROM found
+        """,
+        mailing_id,
+        *cursor,
+        limit + 1,
+        EXAMINED,
+        [standing.value for standing in standings],
+    )
+    assert row is not None
+    return _cut_batches(row["ids"], limit, row["examined_to"])
+
+
+async def _sending(db: Db, mailing_id: int, cursor: Cursor, limit: int) -> tuple[list[int], Cursor | None]:
+    """Those at or below the marks of owned batches whose row is not written yet; such batches are few."""
+    rows = await db.fetch(
+        """
+        WITH batch AS MATERIALIZED (
+            SELECT seq, first_id, last_id, ids, mark FROM batches
+            WHERE mailing_id = $1 AND owner IS NOT NULL AND done < mark
+        )
+        SELECT b.seq, b.first_id, e.id
+        FROM batch b
+        CROSS JOIN LATERAL unnest(coalesce(b.ids, ARRAY(SELECT generate_series(b.first_id, b.last_id))))
+            WITH ORDINALITY e (id, position)
+        WHERE e.position <= b.mark AND (b.seq, b.first_id, e.id) < ($2::bigint, $3, $4)
+          AND coalesce((SELECT max(seq) FROM attempts a WHERE a.message_id = e.id), 0) < b.seq
+        ORDER BY b.seq DESC, b.first_id DESC, e.id DESC LIMIT $5
+        """,
+        mailing_id,
+        *cursor,
+        limit + 1,
+    )
+    return _cut_batches([tuple(row) for row in rows], limit, None)
+
+
+def _cut_batches(
+    found: Sequence[tuple[int, ...]], limit: int, examined_to: tuple[int, ...] | None
+) -> tuple[list[int], Cursor | None]:
+    """The same out of rows (seq, first id, message id)."""
+    following = found[limit - 1] if len(found) > limit else examined_to
+    return [message_id for *_, message_id in found[:limit]], None if following is None else tuple(following)
+
+
+async def _described(db: Db, ids: Sequence[int], *, timeline: bool = False) -> list[Message]:
+    """The messages with these ids, in their order, in one snapshot; those of deleted mailings are left out.
+
+    An open message lies in the batch with its next number, looked for from its id downwards: it is one of the
+    first there.
+    """
+    rows = await db.fetch(
+        """
+        SELECT g.id, g.mailing_id, g.client_id, c.phone, m.status AS mailing, slice.created_at,
+               ledger.attempts, batch.due_at, batch.marked
+        FROM unnest($1::bigint[]) WITH ORDINALITY wanted (id, position)
+        JOIN messages g ON g.id = wanted.id
+        JOIN mailings m ON m.id = g.mailing_id AND m.deleted_at IS NULL
+        LEFT JOIN clients c ON c.id = g.client_id
+        CROSS JOIN LATERAL (
+            SELECT coalesce(max(seq), 0) AS seq, (array_agg(standing ORDER BY seq DESC))[1] AS standing,
+                   coalesce(array_agg(row(seq, started_at, outcome::text, standing::text, reason, detail,
+                                          status_code, duration_ms, phone) ORDER BY seq), '{}') AS attempts
+            FROM attempts WHERE message_id = g.id
+        ) ledger
+        LEFT JOIN LATERAL (
+            SELECT created_at FROM slices WHERE mailing_id = g.mailing_id AND first_id <= g.id
+            ORDER BY first_id DESC LIMIT 1
+        ) slice ON true
+        LEFT JOIN LATERAL (
+            SELECT CASE WHEN owner IS NULL THEN due_at END AS due_at,
+                   g.id <= coalesce(ids[mark], first_id + mark - 1) AS marked
+            FROM batches
+            WHERE mailing_id = g.mailing_id AND seq = ledger.seq + 1 AND first_id <= g.id AND last_id >= g.id
+              AND (ids IS NULL OR g.id = ANY(ids))
+              AND coalesce(ledger.standing, 'waiting') IN ('waiting', 'retrying', 'doubtful')
+            ORDER BY first_id DESC LIMIT 1
+        ) batch ON true
+        ORDER BY wanted.position
+        """,
+        ids,
+    )
+    return [_message(row, timeline) for row in rows]
+
+
+def _message(row: asyncpg.Record, timeline: bool) -> Message:
+    attempts = [_attempt(attempt) for attempt in row["attempts"]]
+    phones = [phone for *_, phone in row["attempts"] if phone is not None]
+    standings = [Standing(standing) for _, _, _, standing, *_ in row["attempts"]]
+    mailing = MailingStatus(row["mailing"])
+    sending = bool(row["marked"])
+    status = status_of(standings[-1] if standings else Standing.WAITING, mailing, sending=sending)
+    reason = attempts[-1].reason if attempts else None
+    if reason is None and status in (Status.EXPIRED, Status.CANCELLED):
+        reason = Reason.ENDED
+    return Message(
+        id=row["id"],
+        mailing_id=row["mailing_id"],
+        client_id=row["client_id"],
+        phone=None if row["phone"] is None else [row["phone"], *phones][-1],
+        status=status,
+        reason=reason,
+        attempts=sum(attempt.outcome in REQUESTS for attempt in attempts) + sending,
+        created_at=row["created_at"],
+        next_attempt_at=row["due_at"] if mailing not in OVER else None,
+        sent_at=next((_end(a) for a, s in zip(attempts, standings, strict=True) if s is Standing.SENT), None),
+        timeline=attempts if timeline else [],
+    )
+
+
+def _attempt(row: asyncpg.Record) -> Attempt:
+    seq, at, outcome, standing, reason, detail, status_code, duration_ms, _ = row
+    return Attempt(
+        seq=seq,
+        at=at,
+        outcome=Outcome(outcome),
+        status=status_of(Standing(standing), MailingStatus.RUNNING),
+        reason=reason,
+        detail=detail,
+        status_code=status_code,
+        duration_ms=duration_ms,
+    )
+
+
+def _end(attempt: Attempt) -> datetime:
+    return attempt.at + timedelta(milliseconds=attempt.duration_ms or 0)

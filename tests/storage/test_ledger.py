@@ -1,0 +1,487 @@
+"""The ledger beside the queue: late results and an operator's word, each against every place a message may be in."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from notifier.errors import Conflict, NotFound
+from notifier.models import OPEN_STANDINGS, Standing
+from notifier.storage import ledger, mailings, queue
+from notifier.storage.database import Connection, Db, Pool
+from tests.storage.scenes import (
+    AT,
+    LATER,
+    ME,
+    PEER,
+    batches_of,
+    books,
+    claim_one,
+    insert_batch,
+    insert_ledger,
+    insert_mailing,
+    insert_messages,
+    ledger_of,
+    marked,
+    record_one,
+    report,
+    result,
+    running,
+    while_held,
+    without,
+)
+
+# What a message has behind it, and the number of its attempts in doubt.
+PASTS: dict[str, tuple[list[tuple[str, str, str | None]], int]] = {
+    "waiting": ([], 0),
+    "retrying": ([("unavailable", "retrying", "dns")], 0),
+    "doubtful": ([("interrupted", "doubtful", "interrupted")], 1),
+    "doubtful twice": ([("interrupted", "doubtful", "interrupted"), ("unknown", "doubtful", "reset")], 2),
+    "sent": ([("interrupted", "doubtful", "interrupted"), ("accepted", "sent", None)], 1),
+    "delivered": ([("accepted", "sent", None), ("resolved", "delivered", None)], 0),
+    "undelivered": ([("accepted", "sent", None), ("resolved", "undelivered", None)], 0),
+    "failed": ([("interrupted", "doubtful", "interrupted"), ("rejected", "failed", "rejected")], 1),
+    "suppressed": ([("suppressed", "suppressed", "client_deleted")], 0),
+    "unknown": ([("interrupted", "unknown", "interrupted")], 1),
+    "unknown twice": ([("unknown", "doubtful", "reset"), ("interrupted", "unknown", "interrupted")], 2),
+}
+LATE = {
+    "sent": ("accepted", None),
+    "failed": ("rejected", "rejected"),
+    "retrying": ("unavailable", "refused"),
+    "doubtful": ("unknown", "timeout"),
+    "unknown": ("unknown", "timeout"),
+}
+# past → late → standing after, where it is not the late one
+KEPT = {
+    **{past: dict.fromkeys(LATE, past) for past in ("sent", "delivered", "undelivered")},
+    **{past: {late: past for late in LATE if late != "sent"} for past in ("failed", "suppressed")},
+    # one doubt is settled, the other is not
+    "doubtful twice": {"retrying": "doubtful"},
+    "unknown twice": {"retrying": "doubtful"},
+}
+
+
+async def stands(db: Db, past: str, *, before: int = 0) -> tuple[int, int]:
+    """A message with that past, in its batch if it goes on; its mailing, and its id."""
+    rows, _ = PASTS[past]
+    mailing_id = await insert_mailing(db)
+    *others, message_id, last = await insert_messages(db, mailing_id, before + 2)
+    await insert_ledger(db, mailing_id, message_id, *rows)
+    if not rows or rows[-1][1] in OPEN_STANDINGS:
+        standing = rows[-1][1] if rows else "waiting"
+        await insert_batch(db, mailing_id, [message_id], seq=len(rows) + 1, standing=standing)
+    await insert_batch(db, mailing_id, [*others, last], due_in=60)
+    assert not await books(db)
+    return mailing_id, message_id
+
+
+@pytest.mark.parametrize("late", LATE)
+@pytest.mark.parametrize("past", PASTS)
+async def test_a_late_result_is_the_next_row_and_decides_as_far_as_it_may(db: Pool, past: str, late: str) -> None:
+    mailing_id, message_id = await stands(db, past)
+    before = await ledger_of(db, message_id)
+    outcome, reason = LATE[late]
+    goes_on = late in ("retrying", "doubtful")
+
+    assert await ledger.append_late(
+        db, PEER, result(0, message_id, outcome, late, reason=reason, detail="x", due_at=LATER if goes_on else None)
+    )
+
+    after = KEPT.get(past, {}).get(late, late)
+    assert await ledger_of(db, message_id) == [*before, (len(before) + 1, outcome, after, "late")]
+    detail = await db.fetchval(
+        "SELECT detail FROM attempts WHERE message_id = $1 ORDER BY seq DESC LIMIT 1", message_id
+    )
+    assert detail == (f"{reason}: x" if reason else "x")
+    added = [row for row in await batches_of(db, mailing_id) if row["seq"] == len(before) + 2]
+    assert [(row["members"], row["standing"], row["due_at"]) for row in added] == (
+        [([message_id], after, LATER)] if after in OPEN_STANDINGS else []
+    )
+    assert not await books(db)
+
+
+async def test_a_late_row_written_before_its_acknowledgement_was_lost_is_not_written_again(db: Pool) -> None:
+    mailing_id, message_id = await stands(db, "doubtful")
+    late = result(0, message_id, "unavailable", "retrying", reason="dns", due_at=LATER)
+    for _ in range(2):
+        assert await ledger.append_late(db, PEER, late)
+    assert len(await ledger_of(db, message_id)) == 2
+    assert await ledger.append_late(db, PEER, late._replace(started_at=AT + timedelta(seconds=1)))
+    assert len(await ledger_of(db, message_id)) == 3
+    assert not await books(db)
+    assert mailing_id
+
+
+async def test_a_late_result_of_a_purged_message_is_told_so(db: Pool) -> None:
+    assert not await ledger.append_late(db, ME, result(0, 12345))
+
+
+async def test_a_late_result_that_waits_for_a_purge_finds_nothing(db: Pool) -> None:
+    mailing_id, ids = await running(db, 2)
+    await mailings.delete(db, mailing_id)
+    assert not await while_held(db, mailings.purge, lambda conn: ledger.append_late(conn, ME, result(0, ids[0])))
+    assert not await books(db)
+
+
+# ---- what its batch learns ----------------------------------------------------------------------------------------
+
+
+async def late_and_done(db: Db, batch_id: int) -> tuple[int, int]:
+    row = await db.fetchrow("SELECT late, done FROM batches WHERE id = $1", batch_id)
+    assert row is not None
+    return row["late"], row["done"]
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+async def test_an_unowned_batch_learns_of_the_row(db: Pool, as_list: bool) -> None:
+    mailing_id = await insert_mailing(db)
+    ids = await insert_messages(db, mailing_id, 3)
+    batch_id = await insert_batch(db, mailing_id, list(ids) if as_list else range(ids[0], ids[0] + 3))
+    await ledger.append_late(db, PEER, result(0, ids[1]))
+    assert await late_and_done(db, batch_id) == (1, 0)
+    assert not await books(db)
+    batch = await claim_one(db)
+    assert batch.late == 1
+    loaded = await queue.load(db, batch.ids, [1] * 3)
+    assert [message.recorded for message in loaded] == [False, True, False]
+    recorded = await record_one(db, report(batch, 3, skipped=1), result(batch, ids[0]), result(batch, ids[2]))
+    assert (recorded.finished, recorded.written) == (True, 2)
+    assert not await books(db)
+
+
+@pytest.mark.parametrize(("position", "done"), [(0, 1), (1, 1), (2, 0), (3, 0)])
+@pytest.mark.parametrize("as_list", [False, True])
+async def test_an_owned_batch_learns_of_the_row(db: Pool, position: int, done: int, as_list: bool) -> None:
+    """Below the mark the row is one of those done; beyond it the owner is to load again."""
+    mailing_id = await insert_mailing(db)
+    ids = await insert_messages(db, mailing_id, 4)
+    await insert_batch(db, mailing_id, list(ids) if as_list else range(ids[0], ids[0] + 4))
+    batch = await claim_one(db)
+    await record_one(db, report(batch, 2))
+
+    await ledger.append_late(db, PEER, result(0, ids[position]))
+
+    assert await late_and_done(db, batch.id) == (1, done)
+    assert not await books(db)
+    recorded = await record_one(db, report(batch, 4, old_mark=2))
+    assert (recorded.mark, recorded.late) == (2, 1)
+    recorded = await record_one(db, report(batch, 4, old_mark=2, late=1, skipped=1 - done))
+    assert recorded.mark == 4
+    assert not await books(db)
+    rest = [result(batch, id_) for id_ in ids if id_ != ids[position]]
+    assert (await record_one(db, report(batch, 4, old_mark=4), *rest)).finished
+    assert not await books(db)
+
+
+async def test_the_last_one_may_be_done_by_a_late_row(db: Pool) -> None:
+    mailing_id, ids, batch = await marked(db, 2, mark=2)
+    await record_one(db, report(batch), result(batch, ids[0]))
+    await ledger.append_late(db, PEER, result(0, ids[1]))
+    assert await late_and_done(db, batch.id) == (1, 2)
+    assert not await books(db)
+    assert (await record_one(db, report(batch, 2, old_mark=2))).finished
+    assert await batches_of(db, mailing_id) == []
+
+
+async def test_a_late_acceptance_cancels_the_retry_of_a_take_over(db: Pool) -> None:
+    """The old owner's answer comes after its batch was taken; the retry batch waits with the number it now takes."""
+    mailing_id, ids, batch = await marked(db, 2, mark=1)
+    (adopted,) = await queue.adopt(db, PEER, in_hand=[], dead=[], idle=1, over=1)
+    interrupted = result(adopted, ids[0], "interrupted", "doubtful", reason="interrupted", due_at=AT)
+    await record_one(db, report(adopted, release=True), interrupted, replica=PEER)
+
+    assert not (await record_one(db, report(batch), result(batch, ids[0]))).owned
+    assert await ledger.mine(db, ME, [(ids[0], 1, AT)]) == set()
+    assert await ledger.append_late(db, ME, result(batch, ids[0]))
+
+    assert not await books(db)
+    (retry,) = await queue.claim(db, PEER, after=0, retries=True)
+    (loaded,) = await queue.load(db, retry.ids, [retry.seq])
+    assert loaded.recorded
+    assert (await record_one(db, report(retry, 1, skipped=1), replica=PEER)).finished
+    assert [row[2] for row in await ledger_of(db, ids[0])] == ["doubtful", "sent"]
+    assert not await books(db)
+    assert mailing_id
+
+
+async def test_without_telling_the_batch_its_count_is_short_for_ever(db: Pool) -> None:
+    mailing_id, ids, batch = await marked(db, 2, mark=2)
+    async with without(db, {"done = done + $2::int": "done = done + 0 * $2::int"}) as changed:
+        await ledger.append_late(changed, PEER, result(0, ids[0]))
+    assert "0 done, 1 rows" in str(await books(db))
+    await record_one(db, report(batch, late=1), *(result(batch, id_) for id_ in ids))
+    assert [row["id"] for row in await batches_of(db, mailing_id)] == [batch.id]  # it never ends
+
+
+# ---- races --------------------------------------------------------------------------------------------------------
+
+
+async def test_two_late_writers_take_turns(db: Pool) -> None:
+    mailing_id, message_id = await stands(db, "doubtful")
+    await while_held(
+        db,
+        lambda conn: ledger.append_late(conn, ME, result(0, message_id, "rejected", "failed", reason="rejected")),
+        lambda conn: ledger.append_late(conn, PEER, result(0, message_id)),
+    )
+    assert [row[2] for row in await ledger_of(db, message_id)] == ["doubtful", "failed", "sent"]
+    assert not await books(db)
+    assert mailing_id
+
+
+async def test_many_late_writers_at_once_leave_a_dense_ledger(db: Pool) -> None:
+    _, message_id = await stands(db, "waiting")
+    await asyncio.gather(
+        *(
+            ledger.append_late(db, n, result(0, message_id, "unavailable", "retrying", reason="dns", due_at=LATER))
+            for n in range(8)
+        )
+    )
+    assert [row[0] for row in await ledger_of(db, message_id)] == list(range(1, 9))
+    assert not await books(db)
+
+
+async def test_an_owner_who_records_first_is_seen(db: Pool) -> None:
+    """The late row waits for the batch; when it gets on, the number it looked for is taken."""
+    mailing_id, ids, batch = await marked(db, 2, mark=2)
+    assert await while_held(
+        db,
+        lambda conn: record_one(conn, report(batch), result(batch, ids[0], "unavailable", "retrying", due_at=LATER)),
+        lambda conn: ledger.append_late(conn, PEER, result(0, ids[0])),
+    )
+    assert [row[2] for row in await ledger_of(db, ids[0])] == ["retrying", "sent"]
+    assert not await books(db)
+    assert mailing_id
+
+
+async def test_a_message_that_never_holds_still_is_given_up(db: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def race(conn: Db, message_id: int) -> None:
+        raise asyncpg.UniqueViolationError("somebody was faster")
+
+    monkeypatch.setattr(ledger, "_lock", race)
+    with pytest.raises(Conflict, match="changes faster"):
+        await ledger.append_late(db, ME, result(0, 1))
+    with pytest.raises(Conflict, match="changes faster"):
+        await ledger.resolve(db, 1, "sent")
+
+
+async def test_close_waits_for_a_late_row_and_finds_its_batch(db: Pool) -> None:
+    """The last message is unknown; a late answer says that it was not sent, while the mailing is about to be closed."""
+    mailing_id, message_id = await _all_but_unknown(db)
+    closed = await while_held(db, _not_sent(message_id), lambda conn: mailings.close(conn, mailing_id))
+    assert not closed
+    assert (await mailings.get(db, mailing_id)).status == "running"
+    assert not await books(db)
+
+
+async def _all_but_unknown(db: Db) -> tuple[int, int]:
+    mailing_id = await insert_mailing(db)
+    (message_id,) = await insert_messages(db, mailing_id, 1)
+    await insert_ledger(db, mailing_id, message_id, ("interrupted", "unknown", "interrupted"))
+    return mailing_id, message_id
+
+
+def _not_sent(message_id: int) -> Any:
+    late = result(0, message_id, "unavailable", "retrying", reason="dns", due_at=LATER)
+    return lambda conn: ledger.append_late(conn, ME, late)
+
+
+async def test_without_a_second_look_under_the_lock_a_mailing_is_closed_with_a_message_to_send(db: Pool) -> None:
+    """As one statement: its snapshot is older than the lock it waited for, and does not show the new batch."""
+    mailing_id, message_id = await _all_but_unknown(db)
+    closed = await while_held(
+        db,
+        _not_sent(message_id),
+        lambda conn: mailings.close(conn, mailing_id),
+        replace={
+            "AND planned FROM mailings": "AND planned AND NOT EXISTS (SELECT FROM batches WHERE mailing_id = $1) FROM mailings",
+            "SELECT EXISTS (SELECT FROM batches WHERE mailing_id = $1)": "SELECT $1::bigint IS NULL",
+        },
+    )
+    assert closed
+    await _is_stranded(db, mailing_id)
+
+
+async def _is_stranded(db: Db, mailing_id: int) -> None:
+    assert (await mailings.get(db, mailing_id)).status == "finished"
+    (batch,) = await batches_of(db, mailing_id)
+    assert batch["standing"] == "retrying"  # shown as expired long before the end
+
+
+async def test_without_the_mailings_lock_a_mailing_is_closed_with_a_message_to_send(db: Pool) -> None:
+    mailing_id, message_id = await _all_but_unknown(db)
+    async with without(db, {"FOR UPDATE OF m": ""}) as changed, changed.transaction():
+        await _not_sent(message_id)(changed)
+        assert await mailings.close(db, mailing_id)
+    await _is_stranded(db, mailing_id)
+
+
+async def test_without_the_lock_in_close_neither_waits(db: Pool) -> None:
+    mailing_id, message_id = await _all_but_unknown(db)
+    async with db.acquire() as conn, conn.transaction():
+        await _not_sent(message_id)(conn)
+        async with without(db, {"WHERE id = $1 FOR UPDATE": "WHERE id = $1"}) as changed:
+            # what it found under no lock holds no longer when it writes
+            closing = asyncio.ensure_future(mailings.close(changed, mailing_id))
+            while not await db.fetchval("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock')"):
+                await asyncio.sleep(0.01)
+    assert await closing
+    await _is_stranded(db, mailing_id)
+
+
+async def test_a_late_row_after_the_close_opens_the_mailing_again(db: Pool) -> None:
+    """Its end has not come, the message was surely not sent: it goes on instead of expiring at once."""
+    mailing_id, message_id = await _all_but_unknown(db)
+    assert await mailings.close(db, mailing_id)
+    await _not_sent(message_id)(db)
+    mailing = await mailings.get(db, mailing_id)
+    assert (mailing.status, mailing.status_reason) == ("running", None)
+    assert not await mailings.close(db, mailing_id)
+    assert not await books(db)
+
+
+@pytest.mark.parametrize("verb", ["cancel", "end"])
+async def test_a_late_row_does_not_open_what_is_over(db: Pool, verb: str) -> None:
+    mailing_id, message_id = await _all_but_unknown(db)
+    if verb == "end":
+        await db.execute("UPDATE mailings SET ends_at = now()")
+        await mailings.finish_ended(db)
+    else:
+        await mailings.act(db, mailing_id, "cancel")
+    await _not_sent(message_id)(db)
+    assert (await mailings.get(db, mailing_id)).status == ("finished" if verb == "end" else "cancelled")
+    assert not await books(db)
+
+
+# ---- mine ---------------------------------------------------------------------------------------------------------
+
+
+async def test_mine_are_the_rows_this_replica_wrote_for_this_start(db: Pool) -> None:
+    _, ids, batch = await marked(db, 3, mark=3)
+    await record_one(db, report(batch), result(batch, ids[0]), result(batch, ids[1]))
+    keys = [(id_, 1, AT) for id_ in ids]
+    assert await ledger.mine(db, ME, keys) == set(ids[:2])
+    assert await ledger.mine(db, PEER, keys) == set()
+    assert await ledger.mine(db, ME, [(ids[0], 2, AT), (ids[1], 1, LATER)]) == set()
+    assert await ledger.mine(db, ME, []) == set()
+
+
+# ---- resolve ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("decision", "standing"), [("sent", "sent"), ("failed", "failed"), ("again", "doubtful")])
+async def test_an_operator_decides_about_an_unknown_one(db: Pool, decision: ledger.Decision, standing: str) -> None:
+    mailing_id, message_id = await stands(db, "unknown")
+    await ledger.resolve(db, message_id, decision)
+    assert (await ledger_of(db, message_id))[-1] == (2, "resolved", standing, "operator")
+    added = [row["members"] for row in await batches_of(db, mailing_id) if row["seq"] == 3]
+    assert added == ([[message_id]] if decision == "again" else [])
+    assert not await books(db)
+
+
+@pytest.mark.parametrize("past", [past for past in PASTS if not past.startswith("unknown")])
+async def test_nothing_else_can_be_resolved(db: Pool, past: str) -> None:
+    _, message_id = await stands(db, past)
+    before = await ledger_of(db, message_id)
+    for decision in ("sent", "failed", "again"):
+        with pytest.raises(Conflict, match="Only a message that is unknown"):
+            await ledger.resolve(db, message_id, decision)
+    assert await ledger_of(db, message_id) == before
+    assert not await books(db)
+
+
+async def _over(db: Db, mailing_id: int, how: str) -> None:
+    if how == "cancelled":
+        await mailings.act(db, mailing_id, "cancel")
+    else:
+        await db.execute("UPDATE mailings SET ends_at = now() WHERE id = $1", mailing_id)
+        assert await mailings.finish_ended(db) == [mailing_id]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "ended"])
+@pytest.mark.parametrize("past", ["doubtful", "doubtful twice", "unknown"])
+async def test_what_reads_unknown_in_a_mailing_that_is_over_can_be_resolved_but_not_sent(
+    db: Pool, past: str, how: str
+) -> None:
+    for decision in ("sent", "failed"):
+        mailing_id, message_id = await stands(db, past)
+        await _over(db, mailing_id, how)
+        with pytest.raises(Conflict, match="is over"):
+            await ledger.resolve(db, message_id, "again")
+        await ledger.resolve(db, message_id, "sent" if decision == "sent" else "failed")
+        assert (await ledger_of(db, message_id))[-1][2] == decision
+        assert not await books(db)
+        with pytest.raises(Conflict):
+            await ledger.resolve(db, message_id, "sent")
+
+
+async def test_one_in_doubt_that_is_still_under_way_cannot_be_resolved(db: Pool) -> None:
+    mailing_id, message_id = await stands(db, "doubtful")
+    batch = await claim_one(db)
+    await record_one(db, report(batch, 1))
+    await _over(db, mailing_id, "cancelled")
+    with pytest.raises(Conflict):
+        await ledger.resolve(db, message_id, "sent")
+    assert not await books(db)
+
+
+@pytest.mark.parametrize("past", ["waiting", "retrying"])
+async def test_what_was_surely_not_sent_is_not_to_be_resolved(db: Pool, past: str) -> None:
+    mailing_id, message_id = await stands(db, past)
+    await _over(db, mailing_id, "cancelled")
+    with pytest.raises(Conflict):
+        await ledger.resolve(db, message_id, "sent")
+
+
+async def test_again_opens_a_completed_mailing_and_the_message_is_sent(db: Pool) -> None:
+    mailing_id, message_id = await _all_but_unknown(db)
+    assert await mailings.close(db, mailing_id)
+
+    await ledger.resolve(db, message_id, "again")
+
+    mailing = await mailings.get(db, mailing_id)
+    assert (mailing.status, mailing.status_reason) == ("running", None)
+    assert await db.fetchval("SELECT over_at FROM mailings WHERE id = $1", mailing_id) is None
+    assert not await books(db)
+    batch = await claim_one(db)
+    assert (batch.seq, batch.standing, list(batch.ids)) == (3, Standing.DOUBTFUL, [message_id])
+    await record_one(db, report(batch, 1))
+    assert (await record_one(db, report(batch), result(batch, message_id))).finished
+    assert await mailings.close(db, mailing_id)
+    assert not await books(db)
+
+
+async def test_there_is_nothing_to_resolve_where_no_message_is(db: Pool) -> None:
+    with pytest.raises(NotFound):
+        await ledger.resolve(db, 12345, "sent")
+    mailing_id, message_id = await stands(db, "unknown")
+    await mailings.delete(db, mailing_id)
+    with pytest.raises(NotFound):
+        await ledger.resolve(db, message_id, "sent")
+
+
+async def test_two_operators_decide_once(db: Pool) -> None:
+    _, message_id = await stands(db, "unknown")
+
+    async def fail(conn: Connection) -> None:
+        await ledger.resolve(conn, message_id, "failed")
+
+    with pytest.raises(Conflict):
+        await while_held(db, fail, lambda conn: ledger.resolve(conn, message_id, "sent"))
+    assert [row[2] for row in await ledger_of(db, message_id)] == ["unknown", "failed"]
+    assert not await books(db)
+
+
+async def test_a_failure_that_is_overruled_leaves_the_failures(db: Pool) -> None:
+    """It is taken off the reason that it was counted under, whatever came after."""
+    mailing_id, message_id = await stands(db, "failed")
+    await ledger.append_late(db, ME, result(0, message_id, "declined", "failed", reason="declined"))
+    assert not await books(db)
+    await ledger.append_late(db, PEER, result(0, message_id))
+    failures = await db.fetch("SELECT reason, sum(n)::int FROM failures WHERE mailing_id = $1 GROUP BY 1", mailing_id)
+    assert [tuple(row) for row in failures] == [("rejected", 0)]
+    assert not await books(db)
