@@ -1,0 +1,61 @@
+"""A gateway that answers at once: nginx on a free port of the loopback, for as long as a benchmark runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_CONFIG = """
+daemon off; worker_processes 1; pid {folder}/pid; error_log stderr error;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off; keepalive_requests 1000000000; keepalive_timeout 60s; default_type application/json;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 200 '{{"code":0,"message":"OK"}}'; }} }}
+}}
+"""
+
+
+class Missing(Exception):
+    """A program that a benchmark needs is not installed."""
+
+
+@contextmanager
+def fast_gateway() -> Iterator[str]:
+    """Yield the base address of an nginx that accepts everything at once; raises Missing without nginx."""
+    program = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
+    if program is None:
+        raise Missing("nginx is needed: apt-get install nginx-light")
+    with tempfile.TemporaryDirectory(prefix="notifier-bench-") as folder:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        config = Path(folder, "nginx.conf")
+        config.write_text(_CONFIG.format(folder=folder, port=port))
+        process = subprocess.Popen([program, "-c", str(config), "-p", folder, "-e", "stderr"])
+        try:
+            _wait(port, process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(500):
+        if process.poll() is not None:
+            raise Missing(f"nginx ended with {process.returncode}")
+        try:
+            socket.create_connection(("127.0.0.1", port), 0.1).close()
+            return
+        except OSError:
+            time.sleep(0.01)
+    raise Missing("nginx does not answer")

@@ -1,0 +1,1 @@
+"""The delivery engine: no HTML and no HTTP server."""

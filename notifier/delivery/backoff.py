@@ -1,0 +1,75 @@
+"""What happens next: from an outcome and a message's history to its standing and the time of its next try. Pure."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from notifier.models import IN_DOUBT, OnUnknown, Outcome, Reason, Standing
+
+# Full jitter: a try comes after a random part of base × 2**(tries − 1), at most the cap. It spreads a herd best.
+BASE, CAP = 2.0, 300.0
+# A recipient that a gateway declines five times in a row of growing waits is not going to be accepted.
+MAX_DECLINED = 5
+# One possible copy per attempt whose outcome cannot be known; promise 5 names this number.
+MAX_IN_DOUBT = 3
+# Two days of tries at the cap are four days; whatever is not sent by then stands in the way of nothing but itself.
+MAX_COUNTED = 50
+
+# Outcomes that count against MAX_COUNTED, and raise the wait; what is the gateway's fault does not.
+COUNTED = frozenset({Outcome.DECLINED, Outcome.UNAVAILABLE, Outcome.UNKNOWN, Outcome.INTERRUPTED})
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a message has behind it, this attempt not included (see storage.queue.Loaded)."""
+
+    counted: int = 0
+    declined: int = 0
+    in_doubt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """The standing after an attempt; ``wait`` is in seconds, None when the message is through."""
+
+    standing: Standing
+    reason: Reason | None
+    wait: float | None
+
+
+def after(
+    outcome: Outcome, reason: Reason | None, history: History, policy: OnUnknown, *, wait: float | None = None
+) -> Next:
+    """The rules of the table of outcomes in docs/delivery.md; ``wait`` overrules the backoff's (seconds).
+
+    ``reason`` is handed through, unless a limit is reached.
+    """
+    in_doubt = history.in_doubt + (outcome in IN_DOUBT)
+    pending = Standing.DOUBTFUL if in_doubt else Standing.RETRYING
+    if outcome is Outcome.ACCEPTED:
+        return Next(Standing.SENT, reason, None)
+    if outcome is Outcome.REJECTED:
+        return Next(Standing.FAILED, reason, None)
+    if outcome is Outcome.DECLINED and history.declined + 1 >= MAX_DECLINED:
+        return Next(Standing.FAILED, reason, None)
+    if outcome in IN_DOUBT and (policy is OnUnknown.HOLD or in_doubt >= MAX_IN_DOUBT):
+        return Next(Standing.UNKNOWN, reason, None)
+    counted = history.counted + (outcome in COUNTED and reason is not Reason.OUTAGE)
+    if counted >= MAX_COUNTED:
+        final = Standing.UNKNOWN if in_doubt else Standing.FAILED
+        return Next(final, Reason.ATTEMPTS_EXHAUSTED, None)
+    return Next(pending, reason, backoff(counted) if wait is None else wait)
+
+
+def backoff(tries: int) -> float:
+    """Seconds until the next try after ``tries`` counted ones."""
+    return random.uniform(0, min(CAP, BASE * 2 ** (max(1, tries) - 1)))
+
+
+def due_at(now: datetime, wait: float) -> datetime:
+    """``wait`` seconds after ``now``, rounded up so that retries share batches: to 1/4 s, later to 1 s and 5 s."""
+    grid = 0.25 if wait < 4 else 1.0 if wait < 60 else 5.0
+    return datetime.fromtimestamp(math.ceil((now.timestamp() + wait) / grid) * grid, UTC)

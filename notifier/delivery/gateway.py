@@ -1,0 +1,188 @@
+"""One gateway: a request, and how its answer becomes an outcome. Nothing it does raises, whatever comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+import time
+import zlib
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple, Self
+
+import aiohttp
+import orjson
+from aiohttp import hdrs
+from yarl import URL
+
+from notifier.models import Outcome, Reason
+
+CONNECT_TIMEOUT = 3.0  # seconds for name, TCP and TLS together; a gateway that takes longer is away
+KEEP_ALIVE = 15.0  # seconds; under the idle timeouts of usual proxies, so that they do not close under our hands
+BODY_LIMIT = 64 * 1024  # bytes, decoded; an answer is some dozen
+DETAIL_LIMIT = 300  # characters of a gateway's words that are kept
+RETRY_AFTER = (1.0, 3600.0)  # seconds; what a Retry-After is clamped to
+
+
+class Answer(NamedTuple):
+    """What one request came to; ``retry_after`` is in seconds where the gateway named a time."""
+
+    outcome: Outcome
+    reason: Reason | None = None
+    status_code: int | None = None
+    detail: str | None = None
+    retry_after: float | None = None
+
+
+_ACCEPTED = Answer(Outcome.ACCEPTED, None, 200)
+
+
+class Gateway:
+    """A session of its own with one gateway; made inside a running loop, closed with `close`.
+
+    ``timeout`` is for a whole request, in seconds. No cookies, no proxies from the environment, no redirects.
+    """
+
+    def __init__(self, name: str, url: str, token: str, *, timeout: float) -> None:
+        self.name = name
+        self._base = url.rstrip("/") + "/v1/send/"
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
+            headers={
+                hdrs.AUTHORIZATION: f"Bearer {token}",
+                hdrs.CONTENT_TYPE: "application/json",
+                hdrs.ACCEPT_ENCODING: "identity",
+            },
+            # under the whole request's, so that what was surely not sent is known to be so
+            timeout=aiohttp.ClientTimeout(total=timeout, connect=min(CONNECT_TIMEOUT, timeout * 0.8)),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def send(self, message_id: int, phone: int, text: bytes) -> Answer:
+        """POST one message and classify what comes back; ``text`` is the text as JSON. Never raises but CancelledError."""
+        url = URL(f"{self._base}{message_id}", encoded=True)
+        body = b'{"id":%d,"phone":%d,"text":%b}' % (message_id, phone, text)
+        try:
+            async with self._session.post(url, data=body, allow_redirects=False) as response:
+                if response.status == 200:
+                    return classify_body(await _read(response))
+                if 200 < response.status < 300:
+                    return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, response.status)
+                return classify_status(response.status, response.headers.get(hdrs.RETRY_AFTER), time.time())
+        except Exception as error:  # whatever a stranger's server makes a library do
+            return classify_error(error)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes | None:
+    """The decoded body, or None when it is larger than the limit or not to be decoded."""
+    encoding = response.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
+    if encoding == "identity" and (response.content_length or BODY_LIMIT + 1) <= BODY_LIMIT:
+        return await response.read()
+    body = bytearray()
+    while chunk := await response.content.read(BODY_LIMIT + 1 - len(body)):
+        body += chunk
+        if len(body) > BODY_LIMIT:
+            response.close()
+            return None
+    if encoding == "identity":
+        return bytes(body)
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        return None
+    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    decoded = decoder.decompress(bytes(body), BODY_LIMIT + 1)
+    return decoded if len(decoded) <= BODY_LIMIT else None
+
+
+def classify_body(body: bytes | None) -> Answer:
+    """The success rule for a 200: a JSON object whose ``code`` is the integer 0."""
+    if body is None:
+        return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, 200, f"more than {BODY_LIMIT} bytes, or an unknown encoding")
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, 200, _words(body.decode("utf-8", "replace")))
+    code = answer.get("code") if isinstance(answer, dict) else None
+    if type(code) is not int:  # a bool is an int, but no code
+        return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, 200, _words(body.decode("utf-8", "replace")))
+    if code == 0:
+        return _ACCEPTED
+    return Answer(Outcome.DECLINED, Reason.DECLINED, 200, _words(f"{code}: {answer.get('message', '')}"))
+
+
+def classify_status(status: int, retry_after: str | None, now: float) -> Answer:
+    """Every answer but 2xx; ``now`` is in seconds since the epoch, for a Retry-After that is a date."""
+    if status == 429:
+        return Answer(Outcome.THROTTLED, Reason.THROTTLED, status, None, parse_retry_after(retry_after, now))
+    if status == 503:
+        return Answer(Outcome.UNAVAILABLE, Reason.UNAVAILABLE, status, None, parse_retry_after(retry_after, now))
+    if 300 <= status < 400:
+        return Answer(Outcome.MISCONFIGURED, Reason.REDIRECTED, status)
+    if status in _MISCONFIGURED:
+        return Answer(Outcome.MISCONFIGURED, _MISCONFIGURED[status], status)
+    if status == 408:
+        return Answer(Outcome.UNKNOWN, Reason.TIMEOUT, status)
+    if 400 <= status < 500:
+        return Answer(Outcome.REJECTED, Reason.REJECTED, status)
+    if 500 <= status < 600:
+        return Answer(Outcome.UNKNOWN, Reason.SERVER_ERROR, status)
+    return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, status)
+
+
+_MISCONFIGURED = {
+    401: Reason.UNAUTHORIZED,
+    402: Reason.PAYMENT_REQUIRED,
+    403: Reason.UNAUTHORIZED,
+    404: Reason.WRONG_ADDRESS,
+    405: Reason.WRONG_ADDRESS,
+    407: Reason.PROXY_AUTHENTICATION,
+}
+
+
+def classify_error(error: Exception) -> Answer:
+    """What was raised instead of an answer: surely not sent only where no connection came about."""
+    detail = _words(f"{type(error).__name__}: {error}")
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return Answer(Outcome.UNAVAILABLE, Reason.DNS, None, detail)
+    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+        return Answer(Outcome.UNAVAILABLE, Reason.TLS, None, detail)
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return Answer(Outcome.UNAVAILABLE, Reason.CONNECT_TIMEOUT, None, detail)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return Answer(Outcome.UNAVAILABLE, Reason.REFUSED, None, detail)
+    if isinstance(error, asyncio.TimeoutError):
+        return Answer(Outcome.UNKNOWN, Reason.TIMEOUT, None, detail)
+    if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
+        return Answer(Outcome.UNKNOWN, Reason.RESET, None, detail)
+    if isinstance(error, aiohttp.ClientError | zlib.error | ValueError):
+        return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, None, detail)
+    return Answer(Outcome.UNKNOWN, Reason.INTERNAL_ERROR, None, detail)
+
+
+def parse_retry_after(value: str | None, now: float) -> float | None:
+    """Seconds to wait, from seconds or an HTTP date (RFC 9110, 10.2.3), clamped; None for nothing or nonsense."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - now
+    except (ValueError, TypeError, OverflowError):
+        return None
+    if not math.isfinite(seconds):
+        return None
+    return min(max(seconds, RETRY_AFTER[0]), RETRY_AFTER[1])
+
+
+def _words(text: str) -> str:
+    """A stranger's words, fit to be stored: no NUL, no lone surrogates, not long."""
+    return text[:DETAIL_LIMIT].replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,153 @@
+"""Results → one transaction: what happened and the leave to go on are committed together, 10 to 50 times a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import asyncpg
+import structlog
+
+from notifier import telemetry
+from notifier.delivery.clock import Clock
+from notifier.models import Outcome, Reason, Standing
+from notifier.storage import ledger, queue
+from notifier.storage.database import Db
+from notifier.storage.queue import Recorded, Report, Result
+
+if TYPE_CHECKING:
+    from notifier.delivery.sender import Sender, Work
+
+log = structlog.get_logger(__name__)
+
+# A record waits this long for more results (seconds), unless there are FULL of them or a mark is asked for.
+PATIENCE = 0.05
+FULL = 100
+# Without news a record is made all the same: pause, end and take-over are learnt with it, and freshness comes of it.
+HEARTBEAT = 0.25
+# Rows of our own books: that something was not started is no news once a take-over has written its row.
+BOOKS = frozenset({Outcome.NOT_STARTED, Outcome.SUPPRESSED})
+# Values that PostgreSQL, or the driver on its behalf, refuses.
+REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, TypeError, OverflowError)
+
+
+class Recorder:
+    """Commits what `sender` has to say, and tells it what came of it."""
+
+    def __init__(self, db: Db, replica: int, sender: Sender, clock: Clock) -> None:
+        self._db = db
+        self._replica = replica
+        self._sender = sender
+        self._clock = clock
+        self._kept: list[tuple[Work, Result]] = []  # taken from the sender, not committed yet
+        self._late: list[tuple[int, Result]] = []  # (seq, result): their batch was lost
+        self._last = 0.0
+
+    def idle(self) -> bool:
+        """Whether everything that the sender handed over is committed."""
+        return not (self._kept or self._late)
+
+    async def poll(self) -> float:
+        """Make one record when there is reason to; seconds until the next look."""
+        sender = self._sender
+        if self._late:
+            await self._append_late()
+        if not sender.works and not sender.results and not self._kept:
+            return 1.0
+        age = time.monotonic() - self._last
+        waiting = len(sender.results) + len(self._kept)
+        asks = any(work.loaded > work.mark or work.releasing for work in sender.works.values())
+        if not (asks or waiting >= FULL or (waiting and age >= PATIENCE) or age >= HEARTBEAT):
+            return (PATIENCE if waiting else HEARTBEAT) - age
+        await self._record()
+        return 0.0 if sender.results else PATIENCE
+
+    async def _record(self) -> None:
+        sender = self._sender
+        self._kept += sender.results
+        sender.results = []
+        held = [(work, result) for work, result in self._kept if not work.lost]
+        self._late += [(work.batch.seq, result) for work, result in self._kept if work.lost]
+        self._kept = held
+        reports = sender.reports()
+        asked = time.monotonic()
+        recorded = await store(self._db, self._replica, reports, [result for _, result in held])
+        self._last = time.monotonic()
+        telemetry.RECORD_SECONDS.observe(self._last - asked)
+        self._kept = []
+        if recorded:
+            self._clock.set(recorded[0].now, asked)
+        await self._look_for_lost(held, recorded)
+        await sender.settle(recorded, asked)
+
+    async def _look_for_lost(self, held: list[tuple[Work, Result]], recorded: list[Recorded]) -> None:
+        """Results that were not written: ours from a commit whose acknowledgement was lost, or late."""
+        given: dict[int, list[tuple[int, Result]]] = {}
+        for work, result in held:
+            given.setdefault(result.batch_id, []).append((work.batch.seq, result))
+        for row in recorded:
+            results = given.get(row.batch_id, [])
+            if len(results) == (row.written or 0):
+                continue
+            keys = [(result.message_id, seq, result.started_at) for seq, result in results]
+            mine = await ledger.mine(self._db, self._replica, keys)
+            self._late += [(seq, result) for seq, result in results if result.message_id not in mine]
+
+    async def _append_late(self) -> None:
+        while self._late:
+            seq, result = self._late[0]
+            keys = [(result.message_id, seq, result.started_at)]
+            if result.outcome in BOOKS or await ledger.mine(self._db, self._replica, keys):
+                self._late.pop(0)
+                continue
+            if not await ledger.append_late(self._db, self._replica, result):
+                log.warning("a result came after its mailing was purged", message_id=result.message_id)
+            self._late.pop(0)
+
+
+async def store(db: Db, replica: int, reports: Sequence[Report], results: Sequence[Result]) -> list[Recorded]:
+    """`storage.queue.record`, whatever PostgreSQL thinks of single values.
+
+    A row that came in between makes the statement run again with a younger snapshot. A value that is refused bisects the
+    flush, so that the rest is recorded; the culprit is recorded as unknown.
+    """
+    try:
+        return await queue.record(db, replica, reports, results)
+    except asyncpg.UniqueViolationError:
+        return await queue.record(db, replica, reports, results)
+    except REFUSED as error:
+        if not results:
+            raise
+        if len(results) == 1:
+            log.exception("a result cannot be recorded", message_id=results[0].message_id)
+            return await queue.record(db, replica, reports, [_unrecordable(results[0], error)])
+        half = len(results) // 2
+        first = await store(db, replica, reports, results[:half])
+        second = await store(db, replica, reports, results[half:])
+        return _merge(first, second)
+
+
+def _unrecordable(result: Result, error: BaseException) -> Result:
+    return result._replace(
+        standing=Standing.UNKNOWN,
+        duration_ms=None,
+        phone=None,
+        status_code=None,
+        reason=Reason.UNRECORDABLE,
+        detail=type(error).__name__,
+        due_at=None,
+    )
+
+
+def _merge(first: list[Recorded], second: list[Recorded]) -> list[Recorded]:
+    """Two records of the same reports as one: a batch that the first finished is not found by the second."""
+    before = {row.batch_id: row for row in first}
+    merged = []
+    for row in second:
+        old = before[row.batch_id]
+        if old.finished:
+            merged.append(old)
+        else:
+            merged.append(row._replace(written=row.written + (old.written or 0)))
+    return merged

@@ -1,0 +1,335 @@
+"""The loops: begin, plan, feed, record, close, take over. Start, wake, drain, stop.
+
+Each loop is a `poll()` that does one batch of work and returns the seconds to sleep; a wake cuts the sleep short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import asyncpg
+import structlog
+
+from notifier import telemetry
+from notifier.delivery import backoff
+from notifier.delivery.clock import Clock
+from notifier.delivery.gateway import Gateway
+from notifier.delivery.limits import Limits
+from notifier.delivery.planner import Planner
+from notifier.delivery.recorder import Recorder, store
+from notifier.delivery.sender import LAGGING, Sender
+from notifier.models import OnUnknown, Outcome, Reason
+from notifier.storage import mailings, queue, replicas
+from notifier.storage.database import AWAY, Db, Pool
+from notifier.storage.queue import Claimed, Report, Result
+
+log = structlog.get_logger(__name__)
+
+BEAT = 2.0  # seconds between heartbeats
+# A peer without a heartbeat for so long is dead: four beats, and longer than any pause of a healthy process.
+DEAD_AFTER = 8.0
+# Owned batches without progress for the gateway's timeout and this (seconds) are stuck, whoever owns them.
+STUCK_AFTER = 15.0
+# Everything under way when a mailing ended is through long before (seconds): promise 3 gives 60.
+SETTLED_AFTER = 45.0
+# The net under all wakes and timers (seconds).
+NET = 1.0
+# After an error a loop waits this long (seconds), twice as long each time in a row up to the second figure.
+AFTER_ERROR = (0.25, 2.0)
+TICK = 0.01  # seconds between two looks at how late the loop is, while something is being sent
+PURGE_EVERY = 30.0
+
+
+class Loop:
+    """A supervised loop around ``poll``; it ends only by `stop`."""
+
+    def __init__(self, name: str, poll: Callable[[], Awaitable[float]]) -> None:
+        self.name = name
+        self._poll = poll
+        self._woken = asyncio.Event()
+        self._stopping = False
+        self.task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Run until stopped; should the task end in any other way, another takes its place."""
+        self.task = asyncio.get_running_loop().create_task(self._run(), name=f"notifier-{self.name}")
+        self.task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not self._stopping:
+            log.error("a loop ended by itself; it is started again", loop=self.name)
+            telemetry.LOOP_ERRORS.labels(self.name).inc()
+            self.start()
+
+    def wake(self) -> None:
+        """Poll at once, or once more after the present poll."""
+        self._woken.set()
+
+    async def stop(self) -> None:
+        """Cut the loop off; what it was doing is left to the database's rules."""
+        self._stopping = True
+        if self.task is not None:
+            self.task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self.task
+
+    async def _run(self) -> None:
+        errors = 0
+        while True:
+            self._woken.clear()
+            try:
+                delay = await self._poll()
+                errors = 0
+            except Exception as error:
+                telemetry.LOOP_ERRORS.labels(self.name).inc()
+                if isinstance(error, AWAY):
+                    log.warning("the database is away", loop=self.name, error=str(error) or type(error).__name__)
+                else:
+                    log.exception("a loop failed; it goes on", loop=self.name)
+                await asyncio.sleep(min(AFTER_ERROR[1], AFTER_ERROR[0] * 2**errors))
+                errors = min(errors + 1, 10)
+                continue
+            if delay > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), delay)
+            else:
+                await asyncio.sleep(0)
+
+
+class Peers:
+    """Which replicas are dead, judged by one that was connected throughout, on its own monotonic clock."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[int, float]] = {}
+        self._last = 0.0
+
+    def dead(self, beats: dict[int, int], now: float) -> list[int]:
+        """``beats`` are the counters as just read; dead are those that did not move for DEAD_AFTER seconds.
+
+        After a gap of its own an observer knows nothing, and starts to watch anew.
+        """
+        if now - self._last > 2 * BEAT:
+            self._seen.clear()
+        self._last = now
+        self._seen = {
+            peer: (beat, self._seen[peer][1]) if self._seen.get(peer, (None,))[0] == beat else (beat, now)
+            for peer, beat in beats.items()
+        }
+        return [peer for peer, (_, since) in self._seen.items() if now - since >= DEAD_AFTER]
+
+
+class Scheduler:
+    """One replica's engine. Without ``gateway`` mailings begin and are planned, and wait.
+
+    ``concurrency`` is requests in flight, ``rate`` messages a second over all replicas (0: no limit), ``timeout``
+    seconds for a request; ``pause_all`` sends nothing.
+    """
+
+    def __init__(
+        self,
+        db: Pool,
+        *,
+        name: str,
+        gateway: Gateway | None,
+        concurrency: int,
+        rate: float,
+        timeout: float,
+        policy: OnUnknown,
+        default_zone: ZoneInfo,
+        pause_all: bool = False,
+    ) -> None:
+        self._db = db
+        self._name = name
+        self._gateway = gateway
+        self._settings = (concurrency, rate, timeout)
+        self._policy = policy
+        self._default_zone = default_zone
+        self._pause_all = pause_all
+        self._peers = Peers()
+        self.replica = 0
+        self.sender: Sender | None = None
+        self._recorder: Recorder | None = None
+        self._loops: dict[str, Loop] = {}
+        self._listener: Any = None
+
+    async def start(self) -> None:
+        """Register and start the loops."""
+        self.replica = await replicas.register(self._db, self._name)
+        planner = Planner(self._db, default_zone=self._default_zone, on_batches=self._look)
+        polls: dict[str, Callable[[], Awaitable[float]]] = {
+            "lifecycle": self._lifecycle,
+            "planner": planner.poll,
+            "heartbeat": self._heartbeat,
+            "purge": self._purge,
+            "listen": self._listen,
+        }
+        if self._gateway is not None and not self._pause_all:
+            polls |= self._sending(self._gateway)
+        self._loops = {name: Loop(name, poll) for name, poll in polls.items()}
+        for loop in self._loops.values():
+            loop.start()
+        log.info("the scheduler runs", replica=self.replica, gateway=bool(self._gateway), pause_all=self._pause_all)
+
+    def _sending(self, gateway: Gateway) -> dict[str, Callable[[], Awaitable[float]]]:
+        concurrency, rate, timeout = self._settings
+        clock = Clock()
+        limits = Limits(self._db, gateway.name, clock, concurrency=concurrency, rate=rate, timeout=timeout)
+        sender = Sender(
+            self._db, self.replica, gateway, limits, clock, policy=self._policy, default_zone=self._default_zone
+        )
+        recorder = Recorder(self._db, self.replica, sender, clock)
+        sender.wake_recorder = lambda: self._wake("recorder")
+        sender.wake_feed = lambda: self._wake("feed")
+        sender.on_finished = lambda: self._wake("lifecycle")
+        limits.wake = lambda: self._wake("limits")
+        limits.on_change = sender.look
+        self.sender, self._recorder = sender, recorder
+        return {"feed": sender.feed, "recorder": recorder.poll, "limits": limits.poll, "lag": self._lag}
+
+    def wake(self) -> None:
+        """Something was created or changed: look at once."""
+        for name in ("lifecycle", "planner", "limits", "recorder"):
+            self._wake(name)
+        self._look()
+
+    def _wake(self, name: str) -> None:
+        if name in self._loops:
+            self._loops[name].wake()
+
+    def _look(self) -> None:
+        if self.sender is not None:
+            self.sender.look()
+
+    async def stop(self, grace: float) -> None:
+        """Claim nothing more, finish what is in flight within ``grace`` seconds, record it, give the rest back."""
+        deadline = time.monotonic() + grace
+        if self.sender is not None and self._recorder is not None:
+            self.sender.stopping = True
+            while not (self.sender.idle() and self._recorder.idle()) and time.monotonic() < deadline:
+                self._wake("recorder")
+                await asyncio.sleep(0.02)
+            if not self.sender.idle():
+                log.warning("stopped with requests under way; another replica takes over", n=self.sender.inflight)
+        for loop in self._loops.values():
+            await loop.stop()
+        await self._hang_up()
+        with suppress(*AWAY):
+            await replicas.forget(self._db, self.replica)
+
+    # ---- the loops -----------------------------------------------------------------------------------------------
+
+    async def _lifecycle(self) -> float:
+        """Begin what is due, finish what has ended, close what is worked off; then wait for the next start or end."""
+        if await mailings.begin_due(self._db):
+            self._wake("planner")
+        if await mailings.finish_ended(self._db):
+            self._wake("recorder")
+        for mailing_id in await mailings.worked_off(self._db):
+            if await mailings.close(self._db, mailing_id):
+                log.info("a mailing is finished", mailing_id=mailing_id)
+        seconds = await mailings.seconds_to_next(self._db)
+        return NET if seconds is None else min(NET, seconds + 0.001)
+
+    async def _heartbeat(self) -> float:
+        """Say that this replica lives, and take over from those that do not say so."""
+        beats = await replicas.beat(self._db, self.replica, self._name)
+        dead = [peer for peer in self._peers.dead(beats, time.monotonic()) if peer != self.replica]
+        idle = self._settings[2] + STUCK_AFTER
+        while batches := await queue.adopt(
+            self._db, self.replica, in_hand=self._in_hand(), dead=dead, idle=idle, over=SETTLED_AFTER
+        ):
+            for batch in batches:
+                log.warning("taking a batch over", batch=batch.id, mailing_id=batch.mailing_id, dead=dead)
+                await take_over(self._db, self.replica, batch, self._policy, self._settings[2])
+                telemetry.TAKEOVERS.inc()
+            self._look()
+        for peer in dead:
+            await replicas.forget(self._db, peer)
+        return BEAT
+
+    def _in_hand(self) -> list[int]:
+        return list(self.sender.works) if self.sender is not None else []
+
+    async def _purge(self) -> float:
+        """Take deleted mailings away, a slice at a time."""
+        return 0.05 if await mailings.purge(self._db) else PURGE_EVERY
+
+    async def _listen(self) -> float:
+        """Hear what other replicas changed; where a pooler cannot carry that, polling suffices."""
+        if self._deaf():
+            await self._hang_up()
+            self._listener = await self._db.acquire()
+            await self._listener.add_listener(mailings.CHANNEL, self._heard)
+            self.wake()  # what was said before is known by looking
+        return 5.0
+
+    def _heard(self, *_: object) -> None:
+        self.wake()
+
+    def _deaf(self) -> bool:
+        try:
+            return self._listener is None or self._listener.is_closed()
+        except asyncpg.InterfaceError:  # the pool has taken a broken connection back by itself
+            return True
+
+    async def _hang_up(self) -> None:
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            with suppress(*AWAY):
+                if not listener.is_closed():  # raises for one that the pool has taken back
+                    await listener.remove_listener(mailings.CHANNEL, self._heard)
+                await self._db.release(listener)
+
+    async def _lag(self) -> float:
+        """How late is the loop? While it is late nothing is started, since the API shares it."""
+        assert self.sender is not None
+        if not self.sender.works:
+            return NET / 4
+        asked = time.monotonic()
+        await asyncio.sleep(TICK)
+        lag = time.monotonic() - asked - TICK
+        self.sender.lagging = lag > LAGGING
+        telemetry.LOOP_LAG.set(lag)
+        self.sender.pump()
+        return 0.0
+
+
+async def take_over(db: Db, replica: int, batch: Claimed, policy: OnUnknown, timeout: float) -> None:
+    """Settle a batch that was just adopted: in doubt are its ids under the mark without a ledger row.
+
+    They get an `interrupted` row and, where the policy allows another try, a batch due after the gateway's ``timeout``
+    (seconds), so that a late acceptance of the old owner still cancels it; what lies beyond the mark was not started
+    and goes back into the queue.
+    """
+    marked = batch.ids[: batch.mark]
+    loaded = await queue.load(db, marked, [batch.seq] * len(marked)) if marked else []
+    now = await mailings.clock(db)
+    results = []
+    for message in loaded:
+        if message.recorded:
+            continue
+        history = backoff.History(message.counted, message.declined, message.in_doubt)
+        next_ = backoff.after(Outcome.INTERRUPTED, Reason.INTERRUPTED, history, policy, wait=timeout)
+        results.append(
+            Result(
+                batch_id=batch.id,
+                message_id=message.id,
+                outcome=Outcome.INTERRUPTED,
+                standing=next_.standing,
+                started_at=now,
+                duration_ms=None,
+                phone=message.phone,
+                text_version=None,
+                status_code=None,
+                reason=next_.reason,
+                detail=None,
+                due_at=None if next_.wait is None else backoff.due_at(now, next_.wait),
+            )
+        )
+    report = Report(batch.id, batch.owner, batch.mark, batch.mark, 0, batch.late, release=True)
+    await store(db, replica, [report], results)

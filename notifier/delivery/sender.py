@@ -1,0 +1,540 @@
+"""A claimed batch → requests → results.
+
+`feed` claims batches and loads strides of them; the recorder commits their marks (`recorder.py`); marked messages line up
+and are started one after the other, each with a last look at everything that could forbid it; results go back to the
+recorder. No database connection is held while a request is under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+import orjson
+import structlog
+
+from notifier import telemetry
+from notifier.delivery import backoff, windows
+from notifier.delivery.clock import Clock
+from notifier.delivery.gateway import Answer, Gateway
+from notifier.delivery.limits import Limits
+from notifier.errors import NotFound
+from notifier.models import Mailing, MailingStatus, OnUnknown, Outcome, Reason, Standing
+from notifier.storage import mailings, queue
+from notifier.storage.database import Db
+from notifier.storage.queue import Claimed, Loaded, Recorded, Report, Result
+
+log = structlog.get_logger(__name__)
+
+# Marked ids without a ledger row are at most concurrency + AHEAD: what a kill -9 can leave in doubt (promise 5).
+AHEAD = 400
+# Ids loaded for one batch before the next one's turn.
+STRIDE = 100
+# And not more than can be started in so many seconds, so that little waits under a mark when the gateway is slow.
+HORIZON = 0.4
+# A process whose last committed record is older starts nothing: it may have been stopped, and others may have taken over.
+FRESH = 1.0
+# No new request while the loop is this late (seconds): the API shares it.
+LAGGING = 0.020
+# Every so many claims retries are asked for first, so that neither they nor first tries starve.
+RETRY_TURN = 5
+# Other mailings' due batches are looked for this often (seconds), also while there is enough to do.
+LOOK_AROUND = 0.1
+# Batches in hand at once; each takes part in every record.
+MAX_WORKS = 64
+
+
+class View:
+    """A mailing as the sender needs it: its text as JSON, its end, and when the local windows close."""
+
+    def __init__(self, mailing: Mailing, default_zone: ZoneInfo) -> None:
+        self.id = mailing.id
+        self._default_zone = default_zone
+        self._deadlines: dict[str | None, float] = {}
+        self.set(mailing)
+
+    def set(self, mailing: Mailing) -> None:
+        """Take over an edit."""
+        self.version = mailing.version
+        self.priority = mailing.priority
+        self.window = mailing.window
+        self.text = orjson.dumps(mailing.text)
+        self.text_version = mailing.text_version
+        self.ends_at = mailing.ends_at.timestamp()
+        self._deadlines.clear()
+
+    def deadline(self, zone: str | None, now: float) -> float:
+        """Until when a client of that zone may be texted, from ``now`` on; both in seconds since the epoch.
+
+        In the past when its window is closed.
+        """
+        if self.window is None:
+            return self.ends_at
+        deadline = self._deadlines.get(zone, 0.0)
+        if deadline <= now:
+            at = datetime.fromtimestamp(now, UTC)
+            closes = windows.closes_at(at, self.window, windows.zone(zone, self._default_zone))
+            # 0 when it is closed: rounded to microseconds, ``at`` itself may lie after ``now``
+            deadline = min(closes.timestamp(), self.ends_at) if closes > at else 0.0
+            self._deadlines[zone] = deadline
+        return deadline
+
+    def opens(self, zone: str | None, now: float) -> datetime:
+        """When a client of that zone may be texted next; ``now`` in seconds since the epoch."""
+        at = datetime.fromtimestamp(now, UTC)
+        return windows.opens_at(at, self.window, windows.zone(zone, self._default_zone)) if self.window else at
+
+
+class Work:
+    """A batch in our hands. Positions count from the front: committed mark ≤ asked-for mark ≤ loaded."""
+
+    __slots__ = ("asked", "batch", "late", "loaded", "lost", "mark", "releasing", "skipped", "staged", "view")
+
+    def __init__(self, batch: Claimed, view: View) -> None:
+        self.batch = batch
+        self.view = view
+        self.mark = self.asked = self.loaded = batch.mark
+        self.late = batch.late
+        self.staged: list[Job] = []
+        self.skipped: list[int] = []  # positions beyond the mark whose row is there already
+        self.releasing = False
+        self.lost = False
+
+    @property
+    def unloaded(self) -> int:
+        """How many ids nobody has looked at yet."""
+        return 0 if self.releasing else len(self.batch.ids) - self.loaded
+
+    def unstage(self) -> None:
+        """Forget what was loaded beyond the mark."""
+        self.asked = self.loaded = self.mark
+        self.skipped, self.staged = [], []
+
+    def advance(self, mark: int) -> list[Job]:
+        """The mark is committed up to here: what may be started now."""
+        jobs = [job for job in self.staged if job.position < mark]
+        self.staged = self.staged[len(jobs) :]
+        self.skipped = [position for position in self.skipped if position >= mark]
+        self.mark = mark
+        return jobs
+
+
+class Job(NamedTuple):
+    """One message that may be started as soon as its mark is committed; ``position`` counts from 0."""
+
+    work: Work
+    message: Loaded
+    position: int
+
+
+class Sender:
+    """Sends the batches of one replica through one gateway; ``wake_recorder`` is called when there is news for it."""
+
+    def __init__(
+        self,
+        db: Db,
+        replica: int,
+        gateway: Gateway,
+        limits: Limits,
+        clock: Clock,
+        *,
+        policy: OnUnknown,
+        default_zone: ZoneInfo,
+    ) -> None:
+        self._db = db
+        self._replica = replica
+        self._gateway = gateway
+        self.limits = limits
+        self._clock = clock
+        self._policy = policy
+        self._default_zone = default_zone
+        self.wake_recorder: Callable[[], None] = lambda: None
+        self.wake_feed: Callable[[], None] = lambda: None
+        self.on_finished: Callable[[], None] = lambda: None  # nothing of some mailing is left in hand
+        self.works: dict[int, Work] = {}
+        self._lanes: dict[int, deque[Job]] = {}  # by priority
+        self._turns: deque[Work] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.results: list[tuple[Work, Result]] = []
+        self.ready = 0
+        self.inflight = 0
+        self._starting = 0  # tasks that were made and did not run yet
+        self.stopping = False
+        self.lagging = False
+        self.confirmed = 0.0  # monotonic; when the last record was sent that was committed
+        self._last_mailing = 0
+        self._claims = 0
+        self._looked = 0.0
+        self._found = True  # the last look into the queue found something
+        self._started = 0
+        self._rate = 0.0
+        self._rated = time.monotonic()
+
+    # ---- feed: claim and load ------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Something may have become due, or may be started: start it, and look into the queue with the next feed."""
+        self.pump()
+        self._found = True
+        self.wake_feed()
+
+    async def feed(self) -> float:
+        """Claim what is due and load the next strides; seconds until there may be more to do."""
+        if self.stopping or not self.limits.usable():
+            return 1.0
+        room = self._room()
+        if room > 0:
+            await self._claim()
+            picked = self._pick(room)
+            if picked:
+                await self._load(picked)
+                return 0.0
+        if self.works:
+            return 0.02
+        return await self._until_due()
+
+    async def _until_due(self) -> float:
+        seconds = await queue.seconds_to_next(self._db)
+        return 1.0 if seconds is None else min(1.0, seconds + 0.001) if seconds > 0 else 0.02
+
+    def _room(self) -> int:
+        """How many more ids may be marked: free connections now, and what is started within the horizon.
+
+        Results that wait to be recorded need not be counted: they are committed with the very record that would carry
+        these marks.
+        """
+        now = time.monotonic()
+        if now - self._rated > 0.2:
+            self._rate += 0.5 * (self._started / (now - self._rated) - self._rate)
+            self._started, self._rated = 0, now
+        staged = sum(len(work.staged) for work in self.works.values())
+        lined_up = self.ready + staged
+        free = self.limits.concurrency - self.inflight + min(AHEAD, int(self._rate * HORIZON)) - lined_up
+        return min(free, self.limits.room(HORIZON) - lined_up)
+
+    async def _claim(self) -> None:
+        """Have enough unloaded ids in hand, and look around for mailings that have nothing in hand here."""
+        now = time.monotonic()
+        enough = sum(work.unloaded for work in self.works.values()) >= queue.BATCH_SIZE
+        if len(self.works) >= MAX_WORKS or ((enough or not self._found) and now - self._looked < LOOK_AROUND):
+            return
+        self._looked = now
+        busy = [work.view.id for work in self.works.values()] if enough else []
+        self._claims += 1
+        claimed: list[Claimed] = []
+        if self._claims % RETRY_TURN == 0:  # retry batches are small: take several
+            claimed = await queue.claim(
+                self._db, self._replica, after=self._last_mailing, busy=busy, retries=True, limit=8
+            )
+        if not claimed:
+            claimed = await queue.claim(self._db, self._replica, after=self._last_mailing, busy=busy)
+        self._found = bool(claimed)
+        for batch in claimed:
+            telemetry.CLAIMS.inc()
+            self._last_mailing = batch.mailing_id
+            work = Work(batch, await self._view(batch.mailing_id))
+            self.works[batch.id] = work
+            self._turns.append(work)
+
+    async def _view(self, mailing_id: int) -> View:
+        """The view that the works of a mailing share; read anew when there is none in hand."""
+        for work in self.works.values():
+            if work.view.id == mailing_id:
+                return work.view
+        return View(await mailings.get(self._db, mailing_id), self._default_zone)
+
+    def _pick(self, room: int) -> list[tuple[Work, int, int]]:
+        """Strides to load next: (work, from, to) by position; higher priority first, mailings in turn."""
+        waiting = [work for work in self._turns if work.unloaded]
+        self._turns = deque(waiting)
+        if not waiting:
+            return []
+        top = max(work.view.priority for work in waiting)
+        picked = []
+        for work in waiting:
+            if work.view.priority == top and room > 0:
+                count = min(STRIDE, room, work.unloaded)
+                picked.append((work, work.loaded, work.loaded + count))
+                room -= count
+                self._turns.remove(work)
+                self._turns.append(work)
+        return picked
+
+    async def _load(self, picked: list[tuple[Work, int, int]]) -> None:
+        ids: list[int] = []
+        seqs: list[int] = []
+        for work, start, end in picked:
+            ids += work.batch.ids[start:end]
+            seqs += [work.batch.seq] * (end - start)
+        rows = await queue.load(self._db, ids, seqs)
+        position = 0
+        for work, start, end in picked:
+            stride = rows[position : position + end - start]
+            position += end - start
+            # While the rows were on their way the work may have been lost, or unstaged by the recorder.
+            if work.lost or work.releasing or work.loaded != start:
+                continue
+            await self._stage(work, stride)
+        self.wake_recorder()
+
+    async def _stage(self, work: Work, stride: list[Loaded]) -> None:
+        """Line a loaded stride up for its mark; ids outside their window go back into the queue unmarked."""
+        now = self._clock.at(time.monotonic())
+        if work.view.window is not None and now < work.view.ends_at and self._closed(work, stride, now):
+            await self._sort_again(work, stride, now)
+            return  # what is open is loaded with the next turn
+        for position, message in enumerate(stride, work.loaded):
+            if message.recorded:
+                work.skipped.append(position)
+            else:
+                work.staged.append(Job(work, message, position))
+        work.loaded += len(stride)
+
+    @staticmethod
+    def _closed(work: Work, loaded: list[Loaded], now: float) -> list[Loaded]:
+        """Those whose clients may not be texted now; ``now`` in seconds since the epoch."""
+        return [m for m in loaded if not m.recorded and m.phone and work.view.deadline(m.timezone, now) <= now]
+
+    async def _sort_again(self, work: Work, stride: list[Loaded], now: float) -> None:
+        """Put whoever of a batch is outside the window back into the queue, due when it opens; all of them at once."""
+        ids = work.batch.ids
+        rest = ids[work.loaded + len(stride) :]
+        loaded = stride + await queue.load(self._db, rest, [work.batch.seq] * len(rest))
+        if work.lost or work.releasing:
+            return
+        moved = {m.id: work.view.opens(m.timezone, now) for m in self._closed(work, loaded, now)}
+        keep = [*ids[: work.loaded], *(i for i in ids[work.loaded :] if i not in moved)]
+        work.batch = replace(work.batch, ids=keep)
+        if not await queue.sort_again(self._db, work.batch, keep, list(moved.items())):
+            self.drop(work, lost=True)
+        elif not keep:
+            self.drop(work)
+
+    # ---- start ---------------------------------------------------------------------------------------------------
+
+    def line_up(self, jobs: list[Job]) -> None:
+        """Their mark is committed: they may be started."""
+        for job in jobs:
+            self._lanes.setdefault(job.work.view.priority, deque()).append(job)
+        self.ready += len(jobs)
+
+    def pump(self) -> None:
+        """Start as much as may be started now: each task looks for itself when it really starts."""
+        free = min(self.ready, self.limits.concurrency - self.inflight) - self._starting
+        if free > 0:
+            for _ in range(min(free, self.limits.allowance(time.monotonic()) - self._starting)):
+                self._starting += 1
+                task = asyncio.get_running_loop().create_task(self._run())
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def _next(self, now: float) -> Job | None:
+        """The next message whose request may start at this moment; it counts as in flight from here on."""
+        while self.ready:
+            if self.lagging or now - self.confirmed > FRESH or self.inflight >= self.limits.concurrency:
+                return None
+            lane = self._lanes[max(self._lanes)]
+            job = lane[0]
+            work, message, _ = job
+            if work.lost:
+                self._pop(lane)
+                continue
+            at = self._clock.at(now)
+            if message.phone is None:
+                self._pop(lane)
+                self._add(work, _books(work, message.id, Outcome.SUPPRESSED, Reason.CLIENT_DELETED, at))
+                continue
+            if work.view.deadline(message.timezone, at) <= at:
+                self._pop(lane)
+                over = at >= work.view.ends_at
+                due_at = work.batch.due_at if over else work.view.opens(message.timezone, at)
+                reason = Reason.ENDED if over else Reason.WINDOW
+                self._add(work, _books(work, message.id, Outcome.NOT_STARTED, reason, at, due_at))
+                continue
+            if not self.limits.may_start(now):
+                return None
+            self._pop(lane)
+            self.inflight += 1
+            self._started += 1
+            return job
+        return None
+
+    def _pop(self, lane: deque[Job]) -> None:
+        lane.popleft()
+        self.ready -= 1
+        if not lane:
+            self._lanes = {priority: jobs for priority, jobs in self._lanes.items() if jobs}
+
+    async def _run(self) -> None:
+        """Send one message after the other, as long as there is one that may start."""
+        self._starting -= 1
+        while job := self._next(time.monotonic()):
+            try:
+                await self._attempt(job)
+            finally:
+                self.inflight -= 1
+        if not self.ready:
+            self.wake_feed()
+
+    async def _attempt(self, job: Job) -> None:
+        work, message, _ = job
+        view = work.view
+        started = time.monotonic()
+        started_at = datetime.fromtimestamp(self._clock.at(started), UTC)
+        assert message.phone is not None
+        text_version = view.text_version
+        try:
+            answer = await self._gateway.send(message.id, message.phone, view.text)
+        except Exception as error:  # one message's bad luck must not stop the others
+            log.exception("sending failed", message_id=message.id, mailing_id=view.id)
+            answer = Answer(Outcome.UNKNOWN, Reason.INTERNAL_ERROR, None, type(error).__name__)
+        duration = time.monotonic() - started
+        answer = self.limits.note(answer, started_at)
+        next_ = self._after(answer, work, message)
+        self._add(
+            work,
+            Result(
+                work.batch.id,
+                message.id,
+                answer.outcome,
+                next_.standing,
+                started_at,
+                int(duration * 1000),
+                message.phone,
+                text_version,
+                answer.status_code,
+                next_.reason,
+                answer.detail,
+                None if next_.wait is None else backoff.due_at(self._clock.now(), next_.wait),
+            ),
+        )
+
+    def _after(self, answer: Answer, work: Work, message: Loaded) -> backoff.Next:
+        if answer.outcome is Outcome.ACCEPTED:
+            return _SENT
+        wait = answer.retry_after
+        if wait is None and answer.outcome in (Outcome.THROTTLED, Outcome.MISCONFIGURED):
+            wait = 0.0  # the gateway's pause holds it back, not a backoff of its own
+        history = backoff.History(message.counted, message.declined, message.in_doubt)
+        next_ = backoff.after(answer.outcome, answer.reason, history, self._policy, wait=wait)
+        if next_.standing is Standing.RETRYING and work.batch.standing is Standing.DOUBTFUL:
+            return replace(next_, standing=Standing.DOUBTFUL)  # an operator had it sent again
+        return next_
+
+    def _add(self, work: Work, result: Result) -> None:
+        self.results.append((work, result))
+        if len(self.results) == 1 or len(self.results) == 100:
+            self.wake_recorder()
+
+    # ---- what the recorder brings back ---------------------------------------------------------------------------
+
+    def reports(self) -> list[Report]:
+        """What is to be said of every batch in hand with the next record."""
+        reports = []
+        for work in self.works.values():
+            work.asked = work.loaded
+            reports.append(
+                Report(
+                    batch_id=work.batch.id,
+                    owner=work.batch.owner,
+                    old_mark=work.mark,
+                    new_mark=work.asked,
+                    skipped=len(work.skipped),
+                    late=work.late,
+                    release=work.releasing,
+                )
+            )
+        return reports
+
+    async def settle(self, recorded: Iterable[Recorded], asked: float) -> None:
+        """Act on what a committed record found; ``asked`` is when it was sent (``time.monotonic``)."""
+        self.confirmed = asked
+        for row in recorded:
+            work = self.works.get(row.batch_id)
+            if work is None:
+                continue
+            if not row.owned or row.finished:
+                self.drop(work, lost=not row.owned)
+                if not any(other.view is work.view for other in self.works.values()):
+                    self.on_finished()
+                continue
+            if row.version != work.view.version:
+                await self._refresh(work.view)
+            if row.mark > work.mark:
+                self.line_up(work.advance(row.mark))
+            elif work.asked > work.mark:
+                work.unstage()  # not granted: paused, over, or somebody wrote a row for one of them; load again
+            work.late = row.late
+            if row.status is not MailingStatus.RUNNING or row.now >= row.ends_at:
+                over = row.status is not MailingStatus.PAUSED
+                self.release(work, Reason.ENDED if over else Reason.PAUSED)
+            elif not self.limits.usable():
+                self.release(work, Reason.PAUSED)
+            elif self.stopping:
+                self.release(work, Reason.RELEASED)
+        self.pump()
+        self.wake_feed()
+
+    async def _refresh(self, view: View) -> None:
+        try:
+            view.set(await mailings.get(self._db, view.id))
+        except NotFound:  # deleted: its status says so with every record
+            view.version = -1
+
+    def release(self, work: Work, reason: Reason) -> None:
+        """Give back what was not started: the marked with a ledger row that says so, the rest with the next record."""
+        if work.releasing:
+            return
+        work.releasing = True
+        work.unstage()
+        at = self._clock.at(time.monotonic())
+        for lane in self._lanes.values():
+            mine = [job for job in lane if job.work is work]
+            if mine:
+                rest = [job for job in lane if job.work is not work]
+                lane.clear()
+                lane.extend(rest)
+                self.ready -= len(mine)
+            for job in mine:
+                self._add(work, _books(work, job.message.id, Outcome.NOT_STARTED, reason, at, work.batch.due_at))
+        self._lanes = {priority: jobs for priority, jobs in self._lanes.items() if jobs}
+        self.wake_recorder()
+
+    def drop(self, work: Work, *, lost: bool = False) -> None:
+        """Forget a batch that is finished or, when ``lost``, not ours any more: what is under way will be late."""
+        self.works.pop(work.batch.id, None)
+        work.lost, work.releasing = lost, True
+
+    def idle(self) -> bool:
+        """Whether nothing is under way and everything is recorded."""
+        return not (self.works or self.inflight or self.results)
+
+
+_SENT = backoff.Next(Standing.SENT, None, None)
+
+
+def _books(
+    work: Work, message_id: int, outcome: Outcome, reason: Reason, at: float, due_at: datetime | None = None
+) -> Result:
+    """A row of the books for a marked message whose request was not started."""
+    standing = Standing.SUPPRESSED if outcome is Outcome.SUPPRESSED else work.batch.standing
+    return Result(
+        work.batch.id,
+        message_id,
+        outcome,
+        standing,
+        datetime.fromtimestamp(at, UTC),
+        None,
+        None,
+        None,
+        None,
+        reason,
+        None,
+        due_at,
+    )

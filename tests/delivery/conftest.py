@@ -1,0 +1,201 @@
+"""Schedulers on a real database, in front of the real simulated gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from tornado.ioloop import IOLoop
+
+from notifier.delivery import backoff
+from notifier.delivery.gateway import Gateway
+from notifier.delivery.scheduler import Scheduler
+from notifier.models import Filter, Mailing, Message, OnUnknown, Status
+from notifier.simulator import Simulator
+from notifier.storage import mailings, messages, statistics
+from notifier.storage.database import Pool
+from tests.conftest import poll_until
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    """The simulated gateway in a process of its own."""
+    with Simulator() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries come after hundredths of a second instead of seconds."""
+    monkeypatch.setattr(backoff, "BASE", 0.05)
+    monkeypatch.setattr(backoff, "CAP", 0.2)
+
+
+class World:
+    """A database with clients, a gateway, and the replicas of a test."""
+
+    def __init__(self, db: Pool, simulator: Simulator) -> None:
+        self.db = db
+        self.simulator = simulator
+        self.schedulers: list[Scheduler] = []
+        self.gateways: list[Gateway] = []
+
+    async def clients(self, count: int, *, timezone: str | None = None, first: int = 1) -> None:
+        await self.db.execute(
+            "INSERT INTO clients (phone, operator_code, timezone) "
+            "SELECT 79000000000 + i, '900', $3 FROM generate_series($1::bigint, $2::bigint) i",
+            first,
+            first + count - 1,
+            timezone,
+        )
+
+    async def mailing(self, **given: Any) -> Mailing:
+        """A mailing to everybody that starts at once and ends in an hour, unless ``given`` says otherwise."""
+        values: dict[str, Any] = {
+            "name": None,
+            "text": "Здравствуйте!",
+            "filter": Filter(),
+            "starts_at": None,
+            "ends_at": datetime.now(UTC) + timedelta(hours=1),
+            "window": None,
+            "priority": 0,
+            "draft": False,
+        }
+        mailing = await mailings.create(self.db, **(values | given))
+        for scheduler in self.schedulers:
+            scheduler.wake()
+        return mailing
+
+    async def replica(self, **given: Any) -> Scheduler:
+        """Start one more scheduler."""
+        options: dict[str, Any] = {
+            "concurrency": 20,
+            "rate": 0.0,
+            "timeout": 1.0,
+            "policy": OnUnknown.RETRY,
+            "pause_all": False,
+        }
+        options |= given
+        gateway = Gateway("default", options.pop("url", self.simulator.url), "token", timeout=options["timeout"])
+        scheduler = Scheduler(self.db, name="test", gateway=gateway, default_zone=ZoneInfo("UTC"), **options)
+        self.gateways.append(gateway)
+        self.schedulers.append(scheduler)
+        await scheduler.start()
+        return scheduler
+
+    async def kill(self, scheduler: Scheduler) -> None:
+        """End a scheduler as kill -9 would: nothing is given back, nothing recorded."""
+        for loop in scheduler._loops.values():
+            await loop.stop()
+        assert scheduler.sender is not None
+        for task in scheduler.sender._tasks:
+            task.cancel()
+        await asyncio.gather(*scheduler.sender._tasks, return_exceptions=True)
+        await scheduler._hang_up()
+        self.schedulers.remove(scheduler)
+
+    async def counts(self, mailing: Mailing) -> dict[str, int]:
+        """The statistics, without the zeros; checked against the sum and against the rows."""
+        numbers = await statistics.of_mailing(self.db, mailing.id)
+        assert all(n >= 0 for n in numbers.messages.values()), numbers.messages
+        assert sum(numbers.messages.values()) == numbers.audience
+        assert sum(failure.count for failure in numbers.failures) == numbers.messages[Status.FAILED]
+        return {status.value: n for status, n in numbers.messages.items() if n}
+
+    async def until(self, mailing: Mailing, timeout: float = 15, **expected: int) -> None:
+        """Wait until the mailing's messages stand exactly so."""
+        seen: dict[str, int] = {}
+
+        async def so() -> bool:
+            nonlocal seen
+            seen = await self.counts(mailing)
+            return seen == expected
+
+        try:
+            await poll_until(so, timeout)
+        except AssertionError:
+            raise AssertionError(f"{seen} instead of {expected} after {timeout} s") from None
+
+    async def status(self, mailing: Mailing) -> str:
+        return (await mailings.get(self.db, mailing.id)).status.value
+
+    async def finished(self, mailing: Mailing, timeout: float = 15) -> None:
+        """Wait until the mailing is finished."""
+
+        async def so() -> bool:
+            return await self.status(mailing) == "finished"
+
+        await poll_until(so, timeout)
+
+    async def messages(self, mailing: Mailing) -> list[Message]:
+        """All messages with their timelines, oldest first."""
+        page, _ = await messages.of_mailing(self.db, mailing.id, None, None, 200)
+        return [await messages.get(self.db, message.id) for message in reversed(page)]
+
+    async def outcomes(self, mailing: Mailing) -> Counter[str]:
+        """The ledger's outcomes of a mailing."""
+        rows = await self.db.fetch("SELECT outcome FROM attempts WHERE mailing_id = $1", mailing.id)
+        return Counter(row["outcome"] for row in rows)
+
+    async def check(self, mailing: Mailing) -> None:
+        """The books balance: counters equal rows, sent ids are those the gateway accepted, copies ≤ 1 + unknown ones."""
+        counted = await self.db.fetch(
+            """
+            WITH last AS (
+                SELECT DISTINCT ON (message_id) message_id, standing FROM attempts WHERE mailing_id = $1
+                ORDER BY message_id, seq DESC
+            )
+            SELECT standing::text, count(*) AS n FROM last WHERE standing <> 'waiting' GROUP BY 1
+            """,
+            mailing.id,
+        )
+        counters = await self.db.fetch(
+            "SELECT standing::text, sum(n) AS n FROM counters WHERE mailing_id = $1 GROUP BY 1 HAVING sum(n) <> 0",
+            mailing.id,
+        )
+        assert {row["standing"]: row["n"] for row in counted} == {row["standing"]: row["n"] for row in counters}
+        gaps = await self.db.fetchval(
+            "SELECT count(*) FROM (SELECT FROM attempts WHERE mailing_id = $1 GROUP BY message_id "
+            "HAVING max(seq) <> count(*)) g",
+            mailing.id,
+        )
+        assert gaps == 0
+        own = {row["id"] for row in await self.db.fetch("SELECT id FROM messages WHERE mailing_id = $1", mailing.id)}
+        accepted = Counter(entry.id for entry in self.simulator.entries() if entry.accepted and entry.id in own)
+        sent = {
+            row["message_id"]
+            for row in await self.db.fetch(
+                "SELECT message_id FROM attempts WHERE mailing_id = $1 AND outcome = 'accepted'", mailing.id
+            )
+        }
+        assert sent <= accepted.keys()
+        in_doubt = {
+            row["message_id"]: row["n"]
+            for row in await self.db.fetch(
+                "SELECT message_id, count(*) AS n FROM attempts WHERE mailing_id = $1 "
+                "AND outcome IN ('unknown', 'interrupted') GROUP BY 1",
+                mailing.id,
+            )
+        }
+        assert {message: n for message, n in accepted.items() if n > 1 + in_doubt.get(message, 0)} == {}
+        assert accepted.keys() - sent <= in_doubt.keys()
+
+
+@pytest.fixture
+def world(db: Pool, simulator: Simulator, io_loop: IOLoop) -> Iterator[World]:
+    """Clients, a gateway and no replica yet; those that a test starts are stopped after it."""
+    world = World(db, simulator)
+    yield world
+
+    async def stop() -> None:
+        for scheduler in world.schedulers:
+            await scheduler.stop(0.5)
+        for gateway in world.gateways:
+            await gateway.close()
+
+    io_loop.run_sync(stop, timeout=20)

@@ -1,0 +1,674 @@
+"""The engine end to end: a mailing, a replica or two, a gateway that does what a script says."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from notifier.delivery import gateway, limits, scheduler, sender
+from notifier.delivery.scheduler import Peers
+from notifier.errors import Conflict
+from notifier.models import Filter, OnUnknown, Status, Window
+from notifier.storage import clients, gateways, ledger, mailings, messages, queue
+from tests.conftest import poll_until
+from tests.delivery.conftest import World
+
+FIRST = 79000000001
+
+
+def only_first(do: dict[str, Any], **match: Any) -> dict[str, Any]:
+    """A rule for the first client's phone."""
+    return {"match": {"phone": FIRST, **match}, "do": do}
+
+
+async def test_everybody_gets_one_message(world: World) -> None:
+    await world.clients(1_234)
+    await world.replica()
+    mailing = await world.mailing()
+    await world.until(mailing, sent=1_234)
+    await world.finished(mailing)
+    await world.check(mailing)
+    entries = world.simulator.entries()
+    assert len({entry.phone for entry in entries}) == len(entries) == 1_234
+    assert await world.db.fetchval("SELECT count(*) FROM batches") == 0
+
+
+async def test_no_poll_sees_books_that_do_not_balance(world: World) -> None:
+    await world.clients(3_000)
+    world.simulator.script({"share": 0.2, "do": {"kind": "status", "status": 500}}, latency=5)
+    await world.replica(concurrency=50)
+    mailing = await world.mailing()
+    polls = 0
+    while await world.status(mailing) != "finished":
+        counts = await world.counts(mailing)  # asserts that the sum holds and nothing is negative
+        assert counts.get("sending", 0) <= 50 + sender.AHEAD
+        polls += 1
+    assert polls > 10
+    await world.check(mailing)
+
+
+async def test_a_mailing_starts_by_itself_and_not_too_early(world: World) -> None:
+    await world.clients(1)
+    await world.replica()
+    starts_at = datetime.now(UTC) + timedelta(seconds=1.5)
+    mailing = await world.mailing(starts_at=starts_at)
+    await world.until(mailing, sent=1)
+    (entry,) = world.simulator.entries()
+    assert timedelta(0) <= entry.at - starts_at < timedelta(seconds=2)  # how soon is measured by the bench
+
+
+async def test_a_mailing_that_has_ended_sends_nothing(world: World) -> None:
+    await world.clients(10)
+    mailing = await world.mailing(ends_at=datetime.now(UTC) + timedelta(seconds=0.3))
+    await asyncio.sleep(0.4)
+    await world.replica()
+    await world.finished(mailing)
+    assert world.simulator.entries() == []
+
+
+# ---- outcomes
+
+ANSWERS: dict[str, tuple[dict[str, Any], str, str | None]] = {
+    "a refusal of this message": ({"kind": "status", "status": 400}, "failed", "rejected"),
+    "gone": ({"kind": "status", "status": 410}, "failed", "rejected"),
+    "a code": ({"kind": "code", "code": 7, "message": "no such number"}, "failed", "declined"),
+    "500": ({"kind": "status", "status": 500}, "unknown", "server_error"),
+    "502 as HTML": ({"kind": "status", "status": 502, "text": "<html>"}, "unknown", "server_error"),
+    "408": ({"kind": "status", "status": 408}, "unknown", "timeout"),
+    "201": ({"kind": "status", "status": 201}, "unknown", "bad_answer"),
+    "HTML": ({"kind": "body", "text": "<html>OK</html>"}, "unknown", "bad_answer"),
+    "a list": ({"kind": "body", "text": "[]"}, "unknown", "bad_answer"),
+    "truncated": ({"kind": "body", "text": '{"code": 0, "mess'}, "unknown", "bad_answer"),
+    "a code that is a string": ({"kind": "body", "text": '{"code": "0"}'}, "unknown", "bad_answer"),
+    "a code that is a bool": ({"kind": "body", "text": '{"code": false}'}, "unknown", "bad_answer"),
+    "NaN": ({"kind": "body", "text": '{"code": NaN}'}, "unknown", "bad_answer"),
+    "invalid UTF-8": ({"kind": "body", "base64": "eyJjb2RlIjogMCwgIm1lc3NhZ2UiOiAi/yJ9"}, "unknown", "bad_answer"),
+    "NUL": ({"kind": "body", "base64": "AAAA"}, "unknown", "bad_answer"),
+    "a gigabyte": ({"kind": "huge"}, "unknown", "bad_answer"),
+    "a gzip bomb": ({"kind": "gzip_bomb"}, "unknown", "bad_answer"),
+    "no end of headers": ({"kind": "endless_headers"}, "unknown", "bad_answer"),
+    "too short a body": ({"kind": "wrong_length"}, "unknown", "reset"),
+    "a broken chunk": ({"kind": "chunked_broken"}, "unknown", "bad_answer"),
+    "no answer": ({"kind": "hang"}, "unknown", "timeout"),
+    "a byte a second": ({"kind": "drip"}, "unknown", "timeout"),
+    "a reset": ({"kind": "reset"}, "unknown", "reset"),
+    "a close": ({"kind": "reset", "accept": True}, "unknown", "reset"),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_an_answer_becomes_an_outcome(world: World, answer: str) -> None:
+    do, status, reason = ANSWERS[answer]
+    await world.clients(3)
+    world.simulator.script(only_first(do))
+    await world.replica(timeout=0.5)
+    mailing = await world.mailing()
+    await world.until(mailing, sent=2, **{status: 1})
+    await world.finished(mailing)
+    await world.check(mailing)
+    message = (await world.messages(mailing))[0]
+    assert (message.status, message.reason) == (Status(status), reason)
+    # one possible copy for each attempt whose outcome cannot be known; five declined ones; a rejection is final
+    assert message.attempts == {"unknown": 3, "failed": 5 if reason == "declined" else 1}[status]
+    assert len(message.timeline) == message.attempts
+    if reason == "declined":
+        assert message.timeline[-1].detail == "7: no such number"
+
+
+async def test_an_unknown_outcome_is_tried_again_with_the_same_id(world: World) -> None:
+    await world.clients(2)
+    world.simulator.script(only_first({"kind": "reset", "accept": True}, attempt=1))
+    await world.replica()
+    mailing = await world.mailing()
+    await world.until(mailing, sent=2)
+    first = (await world.messages(mailing))[0]
+    assert [attempt.outcome for attempt in first.timeline] == ["unknown", "accepted"]
+    entries = [entry for entry in world.simulator.entries() if entry.phone == FIRST]
+    assert [(entry.id, entry.repeat) for entry in entries] == [(first.id, False), (first.id, True)]
+
+
+async def test_hold_never_sends_again_by_itself_and_an_operator_decides(world: World) -> None:
+    await world.clients(4)
+    world.simulator.script({"match": {"attempt": 1}, "do": {"kind": "status", "status": 500}})
+    await world.replica(policy=OnUnknown.HOLD)
+    mailing = await world.mailing()
+    await world.until(mailing, unknown=4)
+    await world.finished(mailing)
+    ids = [message.id for message in await world.messages(mailing)]
+    await ledger.resolve(world.db, ids[0], "sent")
+    await ledger.resolve(world.db, ids[1], "failed")
+    await world.until(mailing, unknown=2, sent=1, failed=1)
+    await ledger.resolve(world.db, ids[2], "again")
+    await world.until(mailing, unknown=1, sent=2, failed=1)
+    await world.finished(mailing)
+    with pytest.raises(Conflict):
+        await ledger.resolve(world.db, ids[2], "again")
+
+
+async def test_a_client_that_is_erased_while_queued_is_suppressed(world: World) -> None:
+    await world.clients(3)
+    await world.db.execute("UPDATE gateways SET state = 'paused'")
+    await world.replica()
+    mailing = await world.mailing()
+    await world.until(mailing, waiting=3)
+    await clients.delete(world.db, await world.db.fetchval("SELECT id FROM clients WHERE phone = $1", FIRST))
+    await gateways.resume(world.db, "default")
+    await world.until(mailing, sent=2, suppressed=1)
+    await world.finished(mailing)
+    first = (await world.messages(mailing))[0]
+    assert (first.status, first.reason, first.phone, first.attempts) == ("suppressed", "client_deleted", None, 0)
+
+
+# ---- the gateway in trouble
+
+
+async def test_429_pauses_all_replicas_and_costs_no_attempt(world: World) -> None:
+    await world.clients(40)
+    world.simulator.script(
+        {"times": 1, "do": {"kind": "status", "status": 429, "headers": {"Retry-After": "1"}}},
+    )
+    await world.replica(concurrency=1)
+    await world.replica(concurrency=1)
+    mailing = await world.mailing()
+    await world.until(mailing, sent=40)
+    entries = world.simulator.entries()
+    (pause,) = (entry.at for entry in entries if entry.status == 429)
+    soon = [entry for entry in entries if timedelta(seconds=0.2) < entry.at - pause < timedelta(seconds=0.95)]
+    assert soon == []
+    await world.check(mailing)
+
+
+async def test_a_revoked_token_pauses_the_gateway_and_resume_sends_the_rest(world: World) -> None:
+    await world.clients(30)
+    world.simulator.script({"do": {"kind": "status", "status": 401}})
+    await world.replica(concurrency=5)
+    mailing = await world.mailing()
+
+    async def misconfigured() -> bool:
+        return (await gateways.get(world.db, "default")).state == "misconfigured"
+
+    await poll_until(misconfigured)
+    asked = len(world.simulator.entries())
+    assert asked <= 5
+    await asyncio.sleep(0.3)
+    assert len(world.simulator.entries()) == asked
+    counts = await world.counts(mailing)
+    assert "failed" not in counts
+    world.simulator.reset()
+    resumed = await gateways.resume(world.db, "default")
+    assert resumed.last_errors[0]["reason"] == "unauthorized"
+    await world.until(mailing, sent=30)
+    await world.check(mailing)
+
+
+async def test_twenty_rejections_in_a_row_are_the_gateways_fault(world: World) -> None:
+    await world.clients(60)
+    world.simulator.script({"do": {"kind": "status", "status": 422}})
+    await world.replica(concurrency=1)
+    mailing = await world.mailing()
+    await world.until(mailing, failed=20, waiting=40)
+    assert (await gateways.get(world.db, "default")).state == "misconfigured"
+
+
+async def test_an_outage_costs_no_message_and_no_attempt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateways, "OPEN_SECONDS", 0.2)
+    monkeypatch.setattr(gateways, "OPEN_CAP", 0.4)
+    await world.clients(60)
+    world.simulator.stop()
+    await world.replica(concurrency=4)
+    await world.replica(concurrency=4)
+    mailing = await world.mailing()
+
+    async def open_again() -> bool:
+        return bool(await world.db.fetchval("SELECT openings >= 3 FROM gateways"))
+
+    await poll_until(open_again)
+    counts = await world.counts(mailing)
+    assert counts.keys() <= {"waiting", "retrying", "sending"}
+    await asyncio.to_thread(world.simulator.start)
+    await world.until(mailing, sent=60)
+    await world.finished(mailing)
+    row = await gateways.get(world.db, "default")
+    assert (row.breaker, row.retry_at) == ("closed", None)
+    assert (await world.outcomes(mailing)).keys() <= {"accepted", "unavailable", "not_started"}
+    reasons = {row[0] for row in await world.db.fetch("SELECT DISTINCT reason FROM attempts")}
+    assert "outage" in reasons  # the probes
+
+
+async def test_dns_and_tls_failures_are_surely_not_sent(world: World) -> None:
+    await world.clients(1)
+    await world.replica(url="http://no-such-host.invalid", concurrency=1, timeout=10.0)
+    mailing = await world.mailing()
+    await world.until(mailing, retrying=1)
+    (message,) = await world.messages(mailing)
+    assert (message.timeline[0].outcome, message.timeline[0].reason) == ("unavailable", "dns")
+    await world.kill(world.schedulers[0])
+    no_tls = await asyncio.start_server(
+        lambda _, writer: writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\n"), "127.0.0.1", 0
+    )
+    await world.replica(url=f"https://127.0.0.1:{no_tls.sockets[0].getsockname()[1]}", concurrency=1)
+
+    async def tls() -> bool:
+        (message,) = await world.messages(mailing)
+        return message.reason == "tls"
+
+    await poll_until(tls)
+    no_tls.close()
+
+
+async def test_the_rate_holds_over_two_replicas(world: World) -> None:
+    await world.clients(120)
+    await world.replica(rate=60.0)
+    await world.replica(rate=60.0)
+    mailing = await world.mailing()
+    await world.until(mailing, sent=120)
+    rows = await world.db.fetch("SELECT extract(epoch FROM started_at)::float8 FROM attempts ORDER BY started_at")
+    times = [row[0] for row in rows]
+    for i, start in enumerate(times):
+        for j in range(i + 1, len(times)):
+            assert j - i + 1 <= 60 * (times[j] - start) + 12 + 1
+    assert times[-1] - times[0] > 1.6  # 120 messages take about two seconds
+
+
+async def test_limits_changed_while_running_take_effect(world: World) -> None:
+    await world.clients(200)
+    world.simulator.script(latency=20)
+    await world.replica(concurrency=1)
+    mailing = await world.mailing()
+    await gateways.edit(world.db, "default", {"concurrency": 30})
+    await world.until(mailing, sent=200)
+    assert world.simulator.state()["max_in_flight"] > 5
+
+
+# ---- pause, cancel, end, edit
+
+
+async def running(world: World, count: int = 300, **options: Any) -> Any:
+    """A mailing that is half way through: 50 ms an answer."""
+    world.simulator.script(latency=50)
+    await world.clients(count)
+    await world.replica(concurrency=10, **options)
+    mailing = await world.mailing()
+
+    async def some_sent() -> bool:
+        return (await world.counts(mailing)).get("sent", 0) >= 20
+
+    await poll_until(some_sent)
+    return mailing
+
+
+@pytest.mark.parametrize(("verb", "status"), [("cancel", "cancelled"), ("pause", "waiting")])
+async def test_pause_and_cancel_take_effect_within_a_second(world: World, verb: str, status: str) -> None:
+    mailing = await running(world)
+    answered = await mailings.act(world.db, mailing.id, verb)
+    assert answered.status in ("cancelled", "paused")
+
+    async def nothing_sending() -> bool:
+        return "sending" not in await world.counts(mailing)
+
+    await poll_until(nothing_sending)
+    counts = await world.counts(mailing)
+    assert counts.keys() == {"sent", status}
+    late = [entry for entry in world.simulator.entries() if entry.at > answered.updated_at + timedelta(seconds=1)]
+    assert late == []
+    await world.check(mailing)
+    if verb == "pause":
+        await mailings.act(world.db, mailing.id, "resume")
+        await world.until(mailing, sent=300)
+        await world.check(mailing)
+
+
+async def test_what_is_not_sent_at_the_end_expires(world: World) -> None:
+    mailing = await running(world)
+    ends_at = datetime.now(UTC) + timedelta(seconds=0.3)
+    await mailings.edit(world.db, mailing.id, {"ends_at": ends_at})
+    await world.finished(mailing)
+
+    async def settled() -> bool:
+        return "sending" not in await world.counts(mailing)
+
+    await poll_until(settled)
+    assert (await world.counts(mailing)).keys() == {"sent", "expired"}
+    assert max(entry.at for entry in world.simulator.entries()) < ends_at + timedelta(seconds=0.01)
+
+
+async def test_a_message_in_doubt_at_the_end_is_unknown(world: World) -> None:
+    await world.clients(1)
+    world.simulator.script({"do": {"kind": "status", "status": 500}})
+    await world.replica()
+    mailing = await world.mailing(ends_at=datetime.now(UTC) + timedelta(seconds=1), window=None)
+    await poll_until(lambda: world.simulator.entries())
+    await world.db.execute("UPDATE gateways SET state = 'paused'")
+    await world.finished(mailing)
+    await world.until(mailing, unknown=1)
+    (message,) = await world.messages(mailing)
+    with pytest.raises(Conflict):
+        await ledger.resolve(world.db, message.id, "again")
+    await ledger.resolve(world.db, message.id, "sent")
+    await world.until(mailing, sent=1)
+
+
+async def test_an_edit_reaches_what_is_not_sent_yet(world: World) -> None:
+    mailing = await running(world)
+    await mailings.edit(world.db, mailing.id, {"text": "Новый текст", "priority": 3})
+    await world.until(mailing, sent=300)
+    entries = sorted(world.simulator.entries(), key=lambda entry: entry.at)
+    texts = [entry.text for entry in entries]
+    assert texts[0] == "Здравствуйте!"
+    assert texts[-1] == "Новый текст"
+    assert texts.index("Новый текст") >= 20
+    versions = await world.db.fetch("SELECT DISTINCT text_version FROM attempts ORDER BY 1")
+    assert [row[0] for row in versions] == [1, 2]
+
+
+def hours_from_now(start: float, end: float) -> Window:
+    """A window in UTC that opens ``start`` and closes ``end`` hours from now."""
+    now = datetime.now(UTC)
+    first, last = now + timedelta(hours=start), now + timedelta(hours=end)
+    return Window(time(first.hour, first.minute), time(last.hour, last.minute))
+
+
+async def test_outside_its_window_nobody_is_texted_and_an_edit_opens_it(world: World) -> None:
+    await world.clients(5, timezone="UTC")
+    await world.clients(5, timezone="Asia/Tokyo", first=6)  # nine hours ahead: closed when it is open here
+    await world.replica()
+    mailing = await world.mailing(window=hours_from_now(-2, 2))
+    await world.until(mailing, sent=5, waiting=5)
+    assert {entry.phone for entry in world.simulator.entries()} == {79000000000 + i for i in range(1, 6)}
+    waiting, _ = await messages.of_mailing(world.db, mailing.id, Status.WAITING, None, 10)
+    assert all(m.next_attempt_at and m.next_attempt_at > datetime.now(UTC) for m in waiting)
+    await mailings.edit(world.db, mailing.id, {"window": None})
+    await world.until(mailing, sent=10)
+    await world.check(mailing)
+
+
+async def test_batches_whose_window_has_closed_are_sorted_again(world: World) -> None:
+    # planned while everything was open, claimed when it is not
+    await world.clients(700, timezone="UTC")
+    await world.clients(5, timezone="Asia/Tokyo", first=701)
+    await world.db.execute("UPDATE gateways SET state = 'paused'")
+    await world.replica()
+    mailing = await world.mailing()
+    await world.until(mailing, waiting=705)
+    await mailings.edit(world.db, mailing.id, {"window": hours_from_now(7, 11)})  # open in Tokyo, closed here
+    await gateways.resume(world.db, "default")
+    await world.until(mailing, sent=5, waiting=700)
+
+    async def sorted_again() -> bool:
+        return await world.db.fetchval("SELECT count(*) FROM batches WHERE due_at < now()") == 0
+
+    await poll_until(sorted_again)
+    assert await world.db.fetchval("SELECT count(*) FROM batches") == 2  # and not a handful in each
+    await world.check(mailing)
+
+
+async def test_a_small_urgent_mailing_passes_a_large_one(world: World) -> None:
+    mailing = await running(world, 2_000)
+    await world.db.execute("INSERT INTO clients (phone, operator_code, tags) VALUES (79990000000, '999', '{urgent}')")
+    before = len(world.simulator.entries())
+    urgent = await world.mailing(filter=Filter(tags=["urgent"]), priority=10)
+    await world.until(urgent, sent=1)
+    place = [entry.phone for entry in world.simulator.entries()].index(79990000000)
+    assert place - before < 200  # of 2,000; the replica has up to 90 under its marks
+    assert await world.status(mailing) == "running"
+
+
+# ---- several replicas, and their deaths
+
+
+async def test_two_replicas_share_a_mailing(world: World) -> None:
+    await world.clients(3_000)
+    world.simulator.script(latency=20)
+    await world.replica()
+    await world.replica()
+    mailing = await world.mailing()
+    await world.until(mailing, sent=3_000)
+    entries = world.simulator.entries()
+    assert len({entry.phone for entry in entries}) == len(entries) == 3_000
+    shares = await world.db.fetch("SELECT replica, count(*) AS n FROM attempts GROUP BY 1")
+    assert len(shares) == 2
+    assert min(row["n"] for row in shares) > 500
+    await world.check(mailing)
+
+
+@pytest.fixture
+def quick_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heartbeats and patience in tenths."""
+    monkeypatch.setattr(scheduler, "BEAT", 0.1)
+    monkeypatch.setattr(scheduler, "DEAD_AFTER", 0.5)
+
+
+@pytest.mark.usefixtures("quick_death")
+@pytest.mark.parametrize("policy", [OnUnknown.RETRY, OnUnknown.HOLD])
+async def test_a_dead_replicas_work_is_taken_over(world: World, policy: OnUnknown) -> None:
+    mailing = await running(world, policy=policy)
+    doubtful = await world.db.fetchval("SELECT sum(mark - done) FROM batches WHERE owner IS NOT NULL")
+    assert 0 < doubtful <= 10 + sender.AHEAD
+    await world.kill(world.schedulers[0])
+    await world.replica(policy=policy)
+    await world.finished(mailing)
+    outcomes = await world.outcomes(mailing)
+    assert 0 < outcomes["interrupted"] <= 10 + sender.AHEAD
+    counts = await world.counts(mailing)
+    if policy is OnUnknown.RETRY:
+        assert counts == {"sent": 300}
+    else:
+        assert counts["unknown"] == outcomes["interrupted"]
+        assert counts["unknown"] + counts["sent"] == 300
+    await world.check(mailing)
+
+
+async def test_a_late_acceptance_cancels_the_retry(world: World) -> None:
+    # the batch is taken over while its request is under way; then the answer comes
+    await world.clients(1)
+    world.simulator.script(latency=400)
+    first = await world.replica(concurrency=1, timeout=10)
+    mailing = await world.mailing()
+    await poll_until(lambda: world.simulator.state()["in_flight"] == 1)
+    (batch,) = await queue.adopt(world.db, 1_000, in_hand=[], dead=[first.replica], idle=60, over=60)
+    await scheduler.take_over(world.db, 1_000, batch, OnUnknown.RETRY, 10)
+    await world.until(mailing, retrying=1)
+    await world.until(mailing, sent=1)
+    (message,) = await world.messages(mailing)
+    assert [(a.outcome, a.reason) for a in message.timeline] == [("interrupted", "interrupted"), ("accepted", "late")]
+    await world.db.execute("UPDATE batches SET due_at = now()")  # the retry's time has come: there is nothing to do
+    await world.finished(mailing)
+    assert len(world.simulator.entries()) == 1
+    await world.check(mailing)
+
+
+async def test_a_late_refusal_goes_into_the_books_and_on(world: World) -> None:
+    await world.clients(1)
+    world.simulator.script({"match": {"attempt": 1}, "do": {"kind": "code", "code": 5, "message": "busy"}}, latency=400)
+    first = await world.replica(concurrency=1, timeout=10)
+    mailing = await world.mailing()
+    await poll_until(lambda: world.simulator.state()["in_flight"] == 1)
+    (batch,) = await queue.adopt(world.db, 1_000, in_hand=[], dead=[first.replica], idle=60, over=60)
+    await scheduler.take_over(world.db, 1_000, batch, OnUnknown.RETRY, 10)
+    await world.until(mailing, sent=1)
+    await world.db.execute("UPDATE batches SET due_at = now()")
+    await world.finished(mailing)
+    (message,) = await world.messages(mailing)
+    assert [a.outcome for a in message.timeline] == ["interrupted", "declined", "accepted"]
+    await world.check(mailing)
+
+
+async def test_stop_finishes_what_is_in_flight_and_gives_the_rest_back(world: World) -> None:
+    mailing = await running(world)
+    first = world.schedulers.pop(0)
+    await first.stop(10)
+    counts = await world.counts(mailing)
+    assert counts.keys() == {"sent", "waiting"}
+    assert (await world.outcomes(mailing))["unknown"] == 0
+    assert await world.db.fetchval("SELECT count(*) FROM replicas") == 0
+    await world.replica()
+    await world.until(mailing, sent=300)
+    await world.check(mailing)
+
+
+async def test_a_batch_without_progress_is_taken_from_whoever_owns_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "BEAT", 0.1)
+    monkeypatch.setattr(scheduler, "STUCK_AFTER", -0.5)  # timeout 1 s: stuck after half a second
+    await world.clients(1)
+    first = await world.replica(concurrency=1)
+    # a claim that its owner knows nothing of: as if it had died between claim and load
+    mailing = await world.mailing(starts_at=datetime.now(UTC) + timedelta(seconds=0.2))
+    monkeypatch.setattr(queue, "claim", _claim_and_forget(queue.claim))
+    await world.until(mailing, sent=1)
+    await world.finished(mailing)
+    assert first.replica == await world.db.fetchval("SELECT replica FROM attempts WHERE outcome = 'accepted'")
+
+
+def _claim_and_forget(claim: Any) -> Any:
+    forgotten = False
+
+    async def once(*args: Any, **kwargs: Any) -> Any:
+        nonlocal forgotten
+        claimed = await claim(*args, **kwargs)
+        if claimed and not forgotten:
+            forgotten = True
+            return []
+        return claimed
+
+    return once
+
+
+async def test_a_loop_that_ends_is_started_again(world: World) -> None:
+    await world.clients(50)
+    first = await world.replica()
+    for loop in first._loops.values():
+        assert loop.task is not None
+        loop.task.cancel()
+    mailing = await world.mailing()
+    await world.until(mailing, sent=50)
+
+
+def test_peers_are_dead_only_for_those_who_watched_them() -> None:
+    peers = Peers()
+    assert peers.dead({1: 5, 2: 7}, 100) == []
+    for now in (102, 104, 106):
+        assert peers.dead({1: 5, 2: now}, now) == []
+    assert peers.dead({1: 5, 2: 108}, 108) == [1]
+    # cut off for a while: whoever stood still meanwhile is watched anew
+    assert peers.dead({1: 5, 2: 108}, 200) == []
+    assert peers.dead({1: 5, 2: 109}, 202) == []
+
+
+# ---- the database in trouble
+
+
+async def test_connections_that_are_cut_lose_nothing(world: World, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "LOST_CLAIM", 1.0)
+    await world.clients(1_000)
+    world.simulator.script(latency=10)
+    await world.replica()
+    mailing = await world.mailing()
+    watcher = await asyncpg.connect(dsn)
+
+    async def sent() -> int:
+        return await watcher.fetchval("SELECT coalesce(sum(n), 0)::int FROM counters WHERE standing = 'sent'")
+
+    for step in range(100, 1_000, 100):
+        while await sent() < step:
+            await asyncio.sleep(0.01)
+        await watcher.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    while await watcher.fetchval("SELECT status FROM mailings") != "finished":
+        await asyncio.sleep(0.05)
+    await watcher.close()
+    assert len(world.simulator.entries()) == 1_000
+    await world.check(mailing)
+
+
+async def test_a_lost_acknowledgement_counts_nothing_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, calls = queue.record, 0
+
+    async def lose_every_third(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        recorded = await record(*args)
+        if calls % 3 == 0:
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+        return recorded
+
+    monkeypatch.setattr(queue, "record", lose_every_third)
+    monkeypatch.setattr(scheduler, "AFTER_ERROR", (0.01, 0.02))
+    await world.clients(700)
+    world.simulator.script({"match": {"attempt": 1}, "share": 0.3, "do": {"kind": "status", "status": 500}}, latency=5)
+    await world.replica()
+    mailing = await world.mailing()
+    await world.until(mailing, sent=700)
+    await world.finished(mailing)
+    await world.check(mailing)
+
+
+async def test_a_result_that_cannot_be_recorded_does_not_hold_up_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = gateway.Gateway.send
+
+    async def with_nul(self: Any, message_id: int, phone: int, text: bytes) -> Any:
+        answer = await words(self, message_id, phone, text)
+        return answer._replace(detail="\x00") if phone == FIRST else answer
+
+    monkeypatch.setattr(gateway.Gateway, "send", with_nul)
+    await world.clients(50)
+    await world.replica()
+    mailing = await world.mailing()
+    await world.until(mailing, sent=49, unknown=1)
+    await world.finished(mailing)
+    assert (await world.messages(mailing))[0].reason == "unrecordable"
+
+
+async def test_an_exception_of_our_own_is_one_messages_bad_luck(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    send = gateway.Gateway.send
+
+    async def raises(self: Any, message_id: int, phone: int, text: bytes) -> Any:
+        if phone == FIRST:
+            raise RuntimeError("a bug")
+        return await send(self, message_id, phone, text)
+
+    monkeypatch.setattr(gateway.Gateway, "send", raises)
+    await world.clients(3)
+    await world.replica()
+    mailing = await world.mailing()
+    await world.until(mailing, sent=2, unknown=1)
+    assert (await world.messages(mailing))[0].reason == "internal_error"
+
+
+async def test_a_stale_record_starts_nothing(world: World) -> None:
+    # as after a SIGSTOP: the process wakes with marked messages and an old record
+    mailing = await running(world)
+    engine = world.schedulers[0]
+    assert engine.sender is not None
+    await poll_until(lambda: engine.sender and engine.sender.ready)
+    for loop in engine._loops.values():
+        await loop.stop()
+    engine.sender.confirmed -= sender.FRESH
+    started = engine.sender._started
+    engine.sender.pump()
+    assert engine.sender._started == started
+    assert "sent" in await world.counts(mailing)
+
+
+async def test_pause_all_sends_nothing(world: World) -> None:
+    await world.clients(3)
+    await world.replica(pause_all=True)
+    mailing = await world.mailing()
+    await world.until(mailing, waiting=3)
+    await asyncio.sleep(0.2)
+    assert world.simulator.entries() == []
+
+
+def test_the_burst_is_within_the_allowance() -> None:
+    for rate in (0.1, 1, 5, 7, 10, 100, 5_000):
+        size, good_for = limits.burst(rate)
+        assert size + rate * good_for <= max(1, rate * 0.2) + rate * 0.02 + 1e-9
