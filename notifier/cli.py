@@ -1,0 +1,101 @@
+"""The command line: `server.py --help` lists it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from notifier import __version__, app, errors, settings, simulator
+from notifier.demo import command as demo
+from notifier.storage import database, embedded
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Errors become words on stderr: exit 2 for what must be set differently, 1 for what went wrong."""
+    try:
+        yield
+    except errors.SettingsError as error:
+        for line in error.errors:
+            click.echo(f"error: {line}", err=True)
+        click.echo(f"{len(error.errors)} wrong; nothing was started (see: server.py config check)", err=True)
+        sys.exit(2)
+    except app.PortTaken as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except errors.NotifierError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="notifier")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Notifier: texts to many clients at the right time, through an HTTP gateway nobody can trust.
+
+    Settings come from environment variables and a .env file; `config check` shows them.
+    """
+    if context.invoked_subcommand is None:
+        context.invoke(serve)
+
+
+@main.command()
+def serve() -> None:
+    """Migrate if needed, then serve API, admin pages and scheduler (the default)."""
+    with _told():
+        loaded = settings.Settings.load()
+        app.configure_logging(loaded)
+        settings.secret_key(loaded)
+        with app.a_database(loaded) as dsn:
+            app.run(app.serve(loaded, dsn))
+
+
+@main.command()
+@click.option("--status", is_flag=True, help="Say what is applied, and change nothing.")
+def migrate(status: bool) -> None:
+    """Apply migrations and stop."""
+    with _told():
+        loaded = settings.Settings.load()
+        app.configure_logging(loaded)
+        if not status:
+            with app.a_database(loaded) as dsn:
+                applied = database.migration_status(dsn)
+            click.echo(f"{len(applied)} migrations, all applied")
+            return
+        for name, done in _migration_status(loaded):
+            click.echo(f"{'applied' if done else 'pending'}  {name}")
+
+
+def _migration_status(loaded: settings.Settings) -> list[tuple[str, bool]]:
+    if loaded.database_url is None:
+        with embedded.running(loaded.data_dir / "postgresql") as dsn:
+            return database.migration_status(dsn)
+    asyncio.run(database.wait_until_up(loaded.database_url, say=lambda word: click.echo(word, err=True)))
+    return database.migration_status(loaded.database_migration_url or loaded.database_url)
+
+
+@main.group()
+def config() -> None:
+    """Look at the settings."""
+
+
+@config.command()
+def check() -> None:
+    """Show all settings with where each came from, secrets masked; every error at once, exit 2 if any."""
+    with _told():
+        loaded = settings.Settings.load()
+        table = Table("setting", "value", "from")
+        for row in loaded.describe():
+            table.add_row(*row)
+        Console().print(table)
+
+
+main.add_command(simulator.command)
+main.add_command(demo)

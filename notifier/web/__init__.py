@@ -1,0 +1,1 @@
+"""HTTP in: the REST API, its documentation and the admin pages."""

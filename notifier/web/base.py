@@ -1,0 +1,545 @@
+"""What every answer has in common: the envelope, who may call, errors, ETags, pages and repeated requests.
+
+A handler's verb is a function with an `operation`, which says what comes in and what goes out; the same words check
+the request, shape the answer and become the OpenAPI document. By the time the verb runs, the token is known to
+suffice, ``self.params`` holds the checked query, ``self.body`` the checked body, and ids in the path are integers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
+
+import asyncpg
+import orjson
+import structlog
+import tornado.web
+from marshmallow import Schema
+from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
+
+from notifier import errors, telemetry
+from notifier.models import INT64_MAX
+from notifier.storage import idempotency
+from notifier.storage.database import AWAY, Db, Pool, transaction
+from notifier.web import schemas
+
+MAX_BODY = 2**62
+"""What the HTTP server is to be given as its ``max_body_size``: `Application` cuts bodies itself, so that too long a
+body gets a proper 413 instead of a torn connection, and holds no more than `LARGEST_BODY` of it in memory."""
+BODY = 1024 * 1024
+LARGEST_BODY = 8 * 1024 * 1024
+LARGE = 256 * 1024
+"""Bytes of JSON from which on a thread parses it, so that the loop goes on (8 MB take 0.2 s)."""
+RETRY_AFTER = 2
+"""Seconds after which a client may try again while the database is away."""
+INT32_MAX = 2**31 - 1
+
+PUBLIC = ""
+"""The scope of what needs no token."""
+SCOPES = frozenset(
+    {
+        "clients:read",
+        "clients:write",
+        "mailings:read",
+        "mailings:write",
+        "messages:read",
+        "messages:write",
+        "statistics:read",
+        "gateways:read",
+        "gateways:write",
+    }
+)
+
+log = structlog.get_logger("notifier.web")
+T = TypeVar("T")
+
+
+# ---- what the composition root hands in
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: the name of a token, its SHA-256, and what it may do."""
+
+    name: str
+    digest: bytes
+    scopes: frozenset[str]
+
+
+TokenCheck = Callable[[bytes], Awaitable[Caller | None]]
+"""Returns whose token has this SHA-256, or None; asked for every call that needs one."""
+
+
+def digest_of(token: str) -> bytes:
+    """Return the SHA-256 of a token: all that is kept of it."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def bootstrap_token(token: str | None) -> TokenCheck:
+    """Return the check that knows one token, with every scope; with None it knows none."""
+    known = None if token is None else digest_of(token)
+
+    async def check(digest: bytes) -> Caller | None:
+        if known is None or not hmac.compare_digest(digest, known):
+            return None
+        return Caller("bootstrap", digest, SCOPES)
+
+    return check
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayDefaults:
+    """What the environment says of the gateway; ``timeout`` in seconds, ``rate`` in messages a second, 0 = no limit."""
+
+    url: str | None
+    concurrency: int
+    rate: float
+    timeout: float
+    on_unknown: str
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The parts that handlers use.
+
+    ``wake`` tells the scheduler to look at once. ``ready`` says why requests should go elsewhere, or None.
+    """
+
+    db: Pool
+    wake: Callable[[], None]
+    tokens: TokenCheck
+    secret_key: str
+    default_timezone: str
+    gateway: GatewayDefaults
+    ready: Callable[[], Awaitable[str | None]]
+    pause_all: bool
+    version: str
+
+
+# ---- errors → HTTP
+
+
+class BadRequest(errors.NotifierError):
+    """The request cannot be understood."""
+
+
+class TooLarge(errors.NotifierError):
+    """The body is too large."""
+
+
+class Unauthorized(errors.NotifierError):
+    """A token is needed: Authorization: Bearer …"""
+
+
+class Forbidden(errors.NotifierError):
+    """The token does not allow this."""
+
+
+# The first class that fits: those below stand before those above them in the tree.
+STATUS_OF: dict[type[BaseException], tuple[int, str, str]] = {
+    schemas.Unparsable: (400, "unparsable", "The body cannot be parsed"),
+    BadRequest: (400, "bad-request", "The request cannot be understood"),
+    Unauthorized: (401, "unauthorized", "A valid token is needed"),
+    Forbidden: (403, "forbidden", "The token does not allow this"),
+    errors.NotFound: (404, "not-found", "There is no such thing"),
+    errors.PhoneTaken: (409, "phone-taken", "Another client has this phone"),
+    errors.IllegalTransition: (409, "illegal-transition", "The status does not allow this"),
+    errors.Conflict: (409, "conflict", "The present state does not allow this"),
+    errors.Stale: (412, "stale", "The resource was changed meanwhile"),
+    TooLarge: (413, "too-large", "The body is too large"),
+    errors.Invalid: (422, "invalid", "The input is not acceptable"),
+    errors.Unavailable: (503, "unavailable", "The database is away"),
+}
+
+
+def problem_of(error: BaseException | None, status: int = 500) -> dict[str, Any]:
+    """Return the problem (RFC 9457, without its ``request_id``) that tells a client of ``error``.
+
+    ``status`` is what to say where there is no error, or one that is none of ours. Nothing of an unforeseen error is
+    told.
+    """
+    for known, (code, kind, title) in STATUS_OF.items():
+        if isinstance(error, known):
+            problem = {
+                "type": f"urn:notifier:{kind}",
+                "title": title,
+                "status": code,
+                "detail": str(error),
+            }
+            if isinstance(error, errors.PhoneTaken):
+                problem["client_id"] = error.client_id
+            if isinstance(error, errors.Invalid):
+                problem["errors"] = [
+                    {"parameter" if each.parameter else "pointer": each.at, "detail": each.detail}
+                    for each in error.problems
+                ]
+                problem["detail"] = "; ".join(f"{each.at or 'the body'}: {each.detail}" for each in error.problems[:5])
+            return problem
+    if is_away(error):
+        return problem_of(errors.Unavailable())
+    if isinstance(error, tornado.web.HTTPError):
+        status = error.status_code
+    try:
+        title = HTTPStatus(status).phrase
+    except ValueError:
+        title = "Error"
+    detail = {
+        400: "The request cannot be understood.",
+        403: "This is not allowed from here.",
+        404: "There is nothing at this address.",
+        405: "This address does not take this method; Allow lists those it takes.",
+        500: "Something went wrong on our side; the log has it under this request_id.",
+    }.get(status, f"{title}.")
+    return {"type": "about:blank", "title": title, "status": status, "detail": detail}
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether ``error`` says that the database cannot serve now; the same call may succeed later."""
+    retry = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+    return isinstance(error, (*AWAY, *retry))
+
+
+# ---- operations
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What a verb takes and gives; see `operation`."""
+
+    query: type[Schema]
+    body: type[Schema] | None
+    answer: type[Schema] | None
+    status: int
+    errors: tuple[int, ...]
+    examples: Mapping[str, Any]
+    text: bool
+    idempotent: bool
+
+
+Verb = TypeVar("Verb", bound=Callable[..., Awaitable[None]])
+
+
+def operation(
+    *,
+    query: type[Schema] = schemas.NoQuery,
+    body: type[Schema] | None = None,
+    answer: type[Schema] | None = None,
+    status: int = 200,
+    errors: Iterable[int] = (),
+    examples: Mapping[str, Any] | None = None,
+    text: bool = False,
+) -> Callable[[Verb], Verb]:
+    """Say what a verb takes and gives.
+
+    ``errors`` are the statuses beyond those that follow from the rest; with 412 the verb honours ``If-Match``.
+    ``examples`` are bodies by name that work when sent as they are; ``text`` says that the answer is plain text.
+    A ``post`` also honours ``Idempotency-Key``: the verb then runs with ``self.db`` inside a transaction, and its
+    answer is stored in the same.
+    """
+
+    def declare(verb: Verb) -> Verb:
+        idempotent = verb.__name__ == "post"
+        wrapped = _idempotent(verb) if idempotent else verb
+        wrapped.operation = Operation(  # type: ignore[attr-defined]
+            query, body, answer, status, tuple(errors), examples or {}, text, idempotent
+        )
+        return wrapped
+
+    return declare
+
+
+def operation_of(verb: Any) -> Operation | None:
+    """Return what `operation` said of a verb."""
+    return getattr(verb, "operation", None)
+
+
+def _idempotent(verb: Verb) -> Verb:
+    """Answer a repeated request as the first one was answered: for 24 h, per token and path.
+
+    One transaction holds the writes of the verb and the stored answer, and its lock is what "under way" means: a
+    crash leaves neither. Not stored are answers after which nothing stands: 400, 422 (so that the corrected body may
+    use the same key) and from 500 on.
+    """
+
+    @wraps(verb)
+    async def once(self: Handler, *args: Any, **kwargs: Any) -> None:
+        text = self.request.headers.get("Idempotency-Key")
+        if text is None:
+            return await verb(self, *args, **kwargs)
+        if not re.fullmatch(r"[\x21-\x7e]{1,255}", text):
+            raise BadRequest("Idempotency-Key: 1 to 255 visible ASCII characters, please")
+        assert self.caller is not None
+        key = hashlib.sha256(b"\0".join((self.caller.digest, self.request.path.encode(), text.encode()))).digest()
+        body = hashlib.sha256(self.request.body).digest()
+        async with transaction(self.db) as connection:
+            stored = await idempotency.claim(connection, key, body)
+            if stored is None:
+                try:
+                    async with transaction(connection) as inner:
+                        self.db = inner
+                        await verb(self, *args, **kwargs)
+                except errors.NotifierError as error:
+                    problem = problem_of(error)
+                    if problem["status"] in (400, 422) or problem["status"] >= 500:
+                        raise
+                    self.write_problem(problem)
+                await idempotency.keep(connection, key, body, self._as_stored())
+            else:
+                self._replay(stored)
+
+    return once  # type: ignore[return-value]
+
+
+# ---- handlers
+
+
+def path_value(name: str, text: str) -> Any:
+    """Return a part of the path; ``id`` and what ends in ``_id`` as an integer. Raises ``NotFound`` for none."""
+    if not (name == "id" or name.endswith("_id")):
+        return text
+    if not re.fullmatch(r"[1-9][0-9]{0,18}", text) or int(text) > INT64_MAX:
+        raise errors.NotFound(f"{text[:40]!r} is no id: ids are positive integers.")
+    return int(text)
+
+
+class Base(tornado.web.RequestHandler):
+    """What API and pages share: the context, the request's id, errors as problems, logs and metrics."""
+
+    TAG: ClassVar[str] = "System"
+    """The heading in the documentation."""
+    ACCESS: ClassVar[Mapping[str, str]] = {}
+    """Method → scope or `PUBLIC`, where no route says it."""
+
+    def initialize(self, pattern: str = "unmatched", access: Mapping[str, str] | None = None) -> None:
+        self.pattern = pattern
+        self.access = self.ACCESS if access is None else access
+        self.context: Context = self.settings["context"]
+        self.db: Db = self.context.db
+        given = self.request.headers.get("X-Request-ID", "")
+        self.request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex
+        self.set_header("X-Request-ID", self.request_id)  # the first call had come before there was one
+        self._wake = False
+
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+        self.clear_header("Content-Type")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Referrer-Policy", "same-origin")
+        self.set_header("Cache-Control", "no-store")
+        if hasattr(self, "request_id"):
+            self.set_header("X-Request-ID", self.request_id)
+
+    def prepare(self) -> Awaitable[None] | None:
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=self.request_id)
+        if self.request.method not in self.access:
+            raise tornado.web.HTTPError(405)
+        if any("\0" in text for text in self.path_kwargs.values()):
+            raise tornado.web.HTTPError(404)
+        return None
+
+    def check_xsrf_cookie(self) -> None:
+        if self.request.method in self.access:  # else there is a 404 or 405 to come
+            super().check_xsrf_cookie()
+
+    def wake(self) -> None:
+        """Have the scheduler look at once, when the answer is out and what it says is committed."""
+        self._wake = True
+
+    def compute_etag(self) -> str | None:
+        return None  # ours are versions, not hashes of the body
+
+    def check_etag_header(self) -> bool:
+        return False  # sending changes a mailing's numbers and not its version: no 304
+
+    # errors
+
+    def log_exception(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        problem = problem_of(value)
+        if problem["status"] == 503:
+            log.warning("database away", error=repr(value), request_id=self.request_id)
+        elif problem["status"] >= 500:
+            log.error("request failed", path=self.request.path, request_id=self.request_id, exc_info=(typ, value, tb))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        self.write_problem(problem_of(error, status_code), error)
+
+    def write_problem(self, problem: dict[str, Any], error: BaseException | None = None) -> None:
+        """Make the answer a problem; ``error`` may add what belongs in its headers."""
+        status = problem["status"]
+        self.set_status(status)
+        self.set_header("Content-Type", "application/problem+json")
+        if status == 401:
+            mark = ', error="invalid_token"' if "Authorization" in self.request.headers else ""
+            self.set_header("WWW-Authenticate", f'Bearer realm="notifier"{mark}')
+        elif status == 403 and isinstance(error, Forbidden):
+            scope = self.access[self.request.method or ""]
+            self.set_header("WWW-Authenticate", f'Bearer realm="notifier", error="insufficient_scope", scope="{scope}"')
+        elif status == 405:
+            self.set_header("Allow", ", ".join(sorted(self.access)))
+        elif status == 503:
+            self.set_header("Retry-After", str(RETRY_AFTER))
+        self.write(orjson.dumps({**problem, "request_id": self.request_id}))
+
+    def on_finish(self) -> None:
+        if self._wake:
+            self.context.wake()
+        method = self.request.method if self.request.method in self.SUPPORTED_METHODS else "other"
+        telemetry.HTTP_REQUESTS.labels(method, self.pattern, str(self.get_status())).inc()
+        telemetry.HTTP_SECONDS.labels(self.pattern).observe(self.request.request_time())
+
+
+class NotFound(Base):
+    """What answers where there is no route."""
+
+    def prepare(self) -> None:
+        raise tornado.web.HTTPError(404)
+
+
+class Handler(Base):
+    """A handler of the JSON API; ``params`` is the checked query, ``body`` the checked body."""
+
+    MAX_BODY: ClassVar[int] = BODY
+    """Bytes."""
+
+    caller: Caller | None = None
+    params: dict[str, Any]
+    body: dict[str, Any]
+
+    def check_xsrf_cookie(self) -> None:
+        """A bearer token is no cookie: no other site can make a browser send it."""
+
+    async def prepare(self) -> None:
+        super().prepare()
+        method = self.request.method or ""
+        await self._authorize(self.access[method])
+        if len(self.request.body) > self.MAX_BODY:
+            raise TooLarge(f"The body is over {self.MAX_BODY // BODY} MB.")
+        self.path_kwargs = {name: path_value(name, text) for name, text in self.path_kwargs.items()}
+        self.operation = operation_of(getattr(self, method.lower()))
+        if self.operation is not None:
+            self.params = schemas.load_query(self.operation.query, self.request.query_arguments)
+            self.body = await self._read_body(self.operation.body)
+
+    async def _authorize(self, scope: str) -> None:
+        if scope == PUBLIC:
+            return
+        kind, _, token = self.request.headers.get("Authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not token.strip():
+            raise Unauthorized
+        self.caller = await self.context.tokens(digest_of(token.strip()))
+        if self.caller is None:
+            raise Unauthorized("The token is not known.")
+        if scope not in self.caller.scopes:
+            raise Forbidden(f"The token lacks the scope {scope}.")
+
+    async def _read_body(self, schema: type[Schema] | None) -> dict[str, Any]:
+        body = self.request.body
+        if schema is None and (not body or self.request.method in ("GET", "DELETE")):
+            return {}
+        value = schemas.parse(body) if len(body) < LARGE else await asyncio.to_thread(schemas.parse, body)
+        return schemas.load(schema or schemas.NoBody, value)
+
+    @property
+    def if_match(self) -> int | None:
+        """The version that ``If-Match`` asks for; None when any will do. Raises `Stale` for one that never was."""
+        text = self.request.headers.get("If-Match", "*").strip()
+        if text == "*":
+            return None
+        if not re.fullmatch(r'(W/)?"[\x21\x23-\x7e\x80-\xff]*"', text):
+            raise BadRequest('If-Match: one ETag as it was given, like "7", or *')
+        version = text.strip('"')
+        if not re.fullmatch(r"[1-9][0-9]{0,9}", version) or int(version) > INT32_MAX:
+            raise errors.Stale
+        return int(version)
+
+    def answer(self, value: Any = None, *, location: str | None = None) -> None:
+        """Answer with ``value`` as the operation's schema shows it, its ``version`` as the ETag, and its status."""
+        assert self.operation is not None
+        self.set_status(self.operation.status)
+        if location is not None:
+            self.set_header("Location", location)
+        version = getattr(value, "version", None)
+        if version is not None:
+            self.set_header("ETag", f'"{version}"')
+        if self.operation.answer is not None:
+            self.set_header("Content-Type", "application/json")
+            self.write(orjson.dumps(schemas.made(self.operation.answer).dump(value)))
+
+    def answer_page(self, items: list[Any], next_cursor: list[int] | None) -> None:
+        """Answer with a page of a list; ``next_cursor`` holds the integers where the next one begins."""
+        self.answer({"items": items, "next_cursor": None if next_cursor is None else schemas.write_cursor(next_cursor)})
+
+    def _as_stored(self) -> idempotency.Answer:
+        names = ("Content-Type", "Location", "ETag")
+        headers = {name: self._headers[name] for name in names if name in self._headers}
+        return idempotency.Answer(self.get_status(), headers, b"".join(self._write_buffer))
+
+    def _replay(self, stored: idempotency.Answer) -> None:
+        self.set_status(stored.status)
+        for name, value in stored.headers.items():
+            self.set_header(name, value)
+        self.set_header("Idempotency-Replayed", "true")
+        if stored.body:
+            self.write(stored.body)
+
+
+# ---- the application
+
+
+class Application(tornado.web.Application):
+    """Tornado's application, with bodies cut at `LARGEST_BODY` + 1 bytes: the rest is read and dropped."""
+
+    def start_request(self, server_conn: object, request_conn: Any) -> HTTPMessageDelegate:
+        return _Cut(super().start_request(server_conn, request_conn))
+
+
+class _Cut(HTTPMessageDelegate):
+    def __init__(self, inner: HTTPMessageDelegate) -> None:
+        self.inner = inner
+        self.room = LARGEST_BODY + 1
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        return self.inner.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        kept, self.room = chunk[: self.room], max(0, self.room - len(chunk))
+        return self.inner.data_received(kept) if kept else None
+
+    def finish(self) -> None:
+        self.inner.finish()
+
+    def on_connection_close(self) -> None:
+        self.inner.on_connection_close()
+
+
+def log_request(handler: tornado.web.RequestHandler) -> None:
+    """Log an answer; the query is left out, for it may hold a phone."""
+    status = handler.get_status()
+    quiet = status < 400 and getattr(handler, "pattern", "") in ("/healthz", "/readyz", "/metrics")
+    write = log.debug if quiet else log.error if status >= 500 else log.info
+    write(
+        "request",
+        method=handler.request.method,
+        path=handler.request.path,
+        status=status,
+        ms=round(handler.request.request_time() * 1000, 1),
+        request_id=getattr(handler, "request_id", None),
+    )

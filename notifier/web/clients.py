@@ -1,0 +1,110 @@
+"""Clients over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from notifier.errors import Invalid
+from notifier.storage import clients
+from notifier.web import schemas
+from notifier.web.base import LARGEST_BODY, Handler, operation, problem_of
+
+ANNA = {
+    "phone": "+7 916 123-45-67",
+    "tags": ["vip"],
+    "timezone": "Europe/Moscow",
+    "attributes": {"name": "Anna"},
+}
+BORIS = {"phone": "8 (926) 765-43-21", "tag": "new"}
+TURN = 50
+"""Items of a batch checked before others get their turn: about 5 ms."""
+
+
+class Clients(Handler):
+    TAG = "Clients"
+
+    @operation(query=schemas.ClientsQuery, answer=schemas.page_of(schemas.ClientOut))
+    async def get(self) -> None:
+        """List clients, newest first.
+
+        With a filter by tag a page looks at 10,000 clients at most, so it may be short, or empty, and go on.
+        """
+        cursor = self.params.pop("cursor")
+        found, before = await clients.page(self.db, before=cursor[0] if cursor else None, **self.params)
+        self.answer_page(found, None if before is None else [before])
+
+    @operation(
+        body=schemas.ClientIn,
+        answer=schemas.ClientOut,
+        status=201,
+        examples={"everything": ANNA, "only a phone": {"phone": "79031234567"}},
+    )
+    async def post(self) -> None:
+        """Add a client.
+
+        409 when another one has the phone; its `client_id` says who.
+        """
+        client = await clients.create(self.db, **self.body)
+        self.answer(client, location=f"/api/v1/clients/{client.id}")
+
+
+class Client(Handler):
+    TAG = "Clients"
+
+    @operation(answer=schemas.ClientOut)
+    async def get(self, client_id: int) -> None:
+        """Show a client."""
+        self.answer(await clients.get(self.db, client_id))
+
+    @operation(
+        body=schemas.ClientEditIn,
+        answer=schemas.ClientOut,
+        errors=(409, 412),
+        examples={"move": {"timezone": "Asia/Vladivostok"}},
+    )
+    async def patch(self, client_id: int) -> None:
+        """Change a client.
+
+        A new phone brings its own operator code, unless one is given.
+        """
+        self.answer(await clients.edit(self.db, client_id, self.body, if_match=self.if_match))
+
+    @operation(status=204, errors=(412,))
+    async def delete(self, client_id: int) -> None:
+        """Erase a client.
+
+        The messages stay, without the phone; what is not sent yet is not sent.
+        """
+        await clients.delete(self.db, client_id, if_match=self.if_match)
+        self.answer()
+
+
+class ClientBatch(Handler):
+    TAG = "Clients"
+    MAX_BODY = LARGEST_BODY
+
+    @operation(body=schemas.ClientBatchIn, answer=schemas.ClientBatchOut, examples={"two": {"items": [ANNA, BORIS]}})
+    async def post(self) -> None:
+        """Add or change up to 1,000 clients by phone.
+
+        Good items are stored beside bad ones. What an item does not name stays as it is; of two items with one phone
+        the later wins.
+        """
+        results: list[dict[str, Any]] = []
+        good: list[dict[str, Any]] = []
+        for index, item in enumerate(self.body["items"]):
+            if index % TURN == TURN - 1:
+                await asyncio.sleep(0)
+            result = {"index": index, "status": "invalid", "id": None, "problem": None}
+            try:
+                good.append(schemas.load(schemas.ClientIn, item))
+            except Invalid as error:
+                result["problem"] = problem_of(error) | {"request_id": self.request_id}
+            results.append(result)
+        stored = iter(await clients.upsert(self.db, good))
+        for result in results:
+            if result["problem"] is None:
+                result["id"], created = next(stored)
+                result["status"] = "created" if created else "updated"
+        self.answer({"items": results})

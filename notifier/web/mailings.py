@@ -1,0 +1,162 @@
+"""Mailings over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from notifier.models import GatewayState, Mailing, MailingStatus
+from notifier.storage import gateways, mailings
+from notifier.web import schemas
+from notifier.web.base import Handler, operation
+
+SALE = {
+    "name": "Spring sale",
+    "text": "Two days only: everything at half the price.",
+    "filter": {"operator_codes": ["916", "926"], "tags": ["vip"]},
+    "starts_at": "2030-01-01T09:00:00+03:00",
+    "ends_at": "2030-01-02T21:00:00+03:00",
+    "window": {"from": "09:00", "to": "21:00"},
+    "priority": 0,
+}
+NOW = {"text": "The water is off until six.", "ends_at": "2030-01-01T00:00:00Z"}
+AWAITING = (MailingStatus.SCHEDULED, MailingStatus.RUNNING)
+
+
+class MailingHandler(Handler):
+    """What the handlers of mailings share."""
+
+    TAG = "Mailings"
+
+    async def shown(self, found: Sequence[Mailing]) -> list[Mailing]:
+        """The mailings, each with what keeps it from being sent where nothing else is said of it."""
+        if not any(mailing.status in AWAITING for mailing in found):
+            return list(found)
+        reason = await self._why_waiting()
+        return [
+            replace(mailing, status_reason=mailing.status_reason or reason) if mailing.status in AWAITING else mailing
+            for mailing in found
+        ]
+
+    async def _why_waiting(self) -> str | None:
+        if self.context.gateway.url is None:
+            return "gateway_unconfigured"
+        state = (await gateways.get(self.db, "default")).state
+        if state is not GatewayState.RUNNING:
+            return f"gateway_{state}"
+        return "paused_by_settings" if self.context.pause_all else None
+
+    async def answer_mailing(self, mailing: Mailing, *, location: str | None = None) -> None:
+        """Answer with the mailing as it is shown."""
+        [shown] = await self.shown([mailing])
+        self.answer(shown, location=location)
+
+    async def act(self, mailing_id: int, verb: str) -> None:
+        """Do what the address says and answer with the mailing."""
+        mailing = await mailings.act(self.db, mailing_id, verb, if_match=self.if_match)
+        self.wake()
+        await self.answer_mailing(mailing)
+
+
+class Mailings(MailingHandler):
+    @operation(query=schemas.MailingsQuery, answer=schemas.page_of(schemas.MailingOut))
+    async def get(self) -> None:
+        """List mailings, newest first."""
+        status, cursor, limit = (self.params[name] for name in ("status", "cursor", "limit"))
+        found = await mailings.page(
+            self.db,
+            status=status and MailingStatus(status),
+            before=cursor[0] if cursor else None,
+            limit=limit + 1,
+        )
+        page = found[:limit]
+        self.answer_page(await self.shown(page), [page[-1].id] if len(found) > limit else None)
+
+    @operation(
+        body=schemas.MailingIn,
+        answer=schemas.MailingOut,
+        status=201,
+        examples={"now, to everybody": NOW, "later, to some": SALE, "a draft": {**SALE, "draft": True}},
+    )
+    async def post(self) -> None:
+        """Make a mailing.
+
+        It starts by itself when `starts_at` comes, at once if that has passed; `"draft": true` holds it back. Its
+        audience are the clients that match when it starts.
+        """
+        mailing = await mailings.create(self.db, **self.body)
+        self.wake()
+        await self.answer_mailing(mailing, location=f"/api/v1/mailings/{mailing.id}")
+
+
+class OneMailing(MailingHandler):
+    @operation(answer=schemas.MailingOut, errors=(404,))
+    async def get(self, mailing_id: int) -> None:
+        """Show a mailing."""
+        await self.answer_mailing(await mailings.get(self.db, mailing_id))
+
+    @operation(
+        body=schemas.MailingEditIn,
+        answer=schemas.MailingOut,
+        errors=(404, 409, 412),
+        examples={"text": {"text": "One day left."}, "at any hour": {"window": None}},
+    )
+    async def patch(self, mailing_id: int) -> None:
+        """Change a mailing.
+
+        Everything before its start; `name`, `text`, `ends_at`, `window` and `priority` also later, for what is not
+        sent yet. 409 for the others then, and for anything once it is over.
+        """
+        mailing = await mailings.edit(self.db, mailing_id, self.body, if_match=self.if_match)
+        self.wake()
+        await self.answer_mailing(mailing)
+
+    @operation(status=204, errors=(404, 412))
+    async def delete(self, mailing_id: int) -> None:
+        """Delete a mailing with its messages.
+
+        One that runs is stopped first.
+        """
+        await mailings.delete(self.db, mailing_id, if_match=self.if_match)
+        self.wake()
+        self.answer()
+
+
+class MailingStart(MailingHandler):
+    @operation(answer=schemas.MailingOut, errors=(404, 409, 412))
+    async def post(self, mailing_id: int) -> None:
+        """Start a draft.
+
+        It is sent when `starts_at` comes, at once if that has passed. 409 for what is no draft, or over.
+        """
+        await self.act(mailing_id, "start")
+
+
+class MailingPause(MailingHandler):
+    @operation(answer=schemas.MailingOut, errors=(404, 409, 412))
+    async def post(self, mailing_id: int) -> None:
+        """Pause a mailing.
+
+        Within a second no new message goes out. 409 unless it is scheduled or running.
+        """
+        await self.act(mailing_id, "pause")
+
+
+class MailingResume(MailingHandler):
+    @operation(answer=schemas.MailingOut, errors=(404, 409, 412))
+    async def post(self, mailing_id: int) -> None:
+        """Resume a paused mailing.
+
+        409 unless it is paused.
+        """
+        await self.act(mailing_id, "resume")
+
+
+class MailingCancel(MailingHandler):
+    @operation(answer=schemas.MailingOut, errors=(404, 409, 412))
+    async def post(self, mailing_id: int) -> None:
+        """Cancel a mailing for good.
+
+        Within a second no new message goes out; what was not sent becomes cancelled. 409 when it is over.
+        """
+        await self.act(mailing_id, "cancel")

@@ -1,0 +1,74 @@
+"""Messages over HTTP: those of a mailing, those of a client, one with its timeline."""
+
+from __future__ import annotations
+
+from notifier.models import Message, Status
+from notifier.storage import ledger, messages
+from notifier.web import schemas
+from notifier.web.base import Handler, operation
+
+
+class MessageHandler(Handler):
+    """What the handlers of messages share."""
+
+    TAG = "Messages"
+
+    @property
+    def cursor(self) -> messages.Cursor | None:
+        """Where the page begins."""
+        return tuple(self.params["cursor"]) if self.params["cursor"] else None
+
+    def answer_messages(self, page: list[Message], following: messages.Cursor | None) -> None:
+        """Answer with a page."""
+        self.answer_page(page, None if following is None else list(following))
+
+
+class MailingMessages(MessageHandler):
+    @operation(query=schemas.MessagesQuery, answer=schemas.page_of(schemas.MessageOut), errors=(404,))
+    async def get(self, mailing_id: int) -> None:
+        """List the messages of a mailing, newest first.
+
+        With `status` only those that have it now. Such a page looks at 10,000 messages at most, so it may be short,
+        or empty, and go on.
+        """
+        status = self.params["status"]
+        self.answer_messages(
+            *await messages.of_mailing(
+                self.db, mailing_id, status and Status(status), self.cursor, self.params["limit"]
+            )
+        )
+
+
+class ClientMessages(MessageHandler):
+    @operation(query=schemas.PageQuery, answer=schemas.page_of(schemas.MessageOut), errors=(404,))
+    async def get(self, client_id: int) -> None:
+        """List what a client was sent, or shall be, newest first.
+
+        The messages outlive the client, without the phone.
+        """
+        self.answer_messages(*await messages.of_client(self.db, client_id, self.cursor, self.params["limit"]))
+
+
+class OneMessage(MessageHandler):
+    @operation(answer=schemas.MessageWithTimelineOut, errors=(404,))
+    async def get(self, message_id: int) -> None:
+        """Show a message with its timeline."""
+        self.answer(await messages.get(self.db, message_id))
+
+
+class MessageResolve(MessageHandler):
+    @operation(
+        body=schemas.ResolveIn,
+        answer=schemas.MessageWithTimelineOut,
+        errors=(404, 409),
+        examples={name: {"as": name} for name in ("sent", "failed", "again")},
+    )
+    async def post(self, message_id: int) -> None:
+        """Decide about an unknown message.
+
+        `sent` or `failed` when somebody knows; `again` to try once more. 409 unless it is unknown, and for `again`
+        after the mailing's end.
+        """
+        await ledger.resolve(self.db, message_id, self.body["decision"])
+        self.wake()
+        self.answer(await messages.get(self.db, message_id))

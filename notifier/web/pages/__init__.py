@@ -1,0 +1,8 @@
+"""The admin: HTML pages over the same storage functions and schemas as the API."""
+
+from __future__ import annotations
+
+from notifier.web.pages import clients, gateways, mailings, messages, overview, session
+from notifier.web.pages.base import Nowhere
+
+__all__ = ["Nowhere", "clients", "gateways", "mailings", "messages", "overview", "session"]

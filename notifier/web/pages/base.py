@@ -1,0 +1,399 @@
+"""What all pages share: who is logged in, how a page is made, what a form says, and errors as pages."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
+
+import tornado.web
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from notifier.errors import Conflict, Invalid, NotFound, PhoneTaken, Stale
+from notifier.models import Status
+from notifier.storage import idempotency
+from notifier.storage.database import Connection, transaction
+from notifier.web import base, schemas
+from notifier.web.base import PUBLIC, Base, Caller, Forbidden, TooLarge, path_value, problem_of
+from notifier.web.pages import words
+
+TEMPLATES = Path(__file__).resolve().parents[3] / "templates"
+# Pico draws its arrows and ticks from data: URLs.
+CSP = (
+    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+SESSION_DAYS = 0.5
+FLASH_DAYS = 5 / 24 / 60
+"""Five minutes: who comes back later need not hear of it."""
+HOME = "/admin/"
+# A second request of a double click waits so long for the first.
+TRIES, PAUSE = 30, 0.1
+
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(TEMPLATES),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    auto_reload=False,
+)
+ENVIRONMENT.filters |= {
+    "number": words.number,
+    "phone": words.phone,
+    "reason": words.reason,
+    "mailing_reason": words.mailing_reason,
+    "outcome": words.outcome,
+    "status": words.status,
+    "span": words.span,
+    "until": words.until,
+    "size": words.size,
+}
+
+# From what is done to what is still to do, as the bar shows it; waiting is its bare ground.
+BAR = (
+    Status.DELIVERED,
+    Status.SENT,
+    Status.UNDELIVERED,
+    Status.FAILED,
+    Status.UNKNOWN,
+    Status.SUPPRESSED,
+    Status.EXPIRED,
+    Status.CANCELLED,
+    Status.RETRYING,
+    Status.SENDING,
+)
+OPEN = (Status.WAITING, Status.SENDING, Status.RETRYING)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a bar: where it begins and how long it is, in thousandths."""
+
+    status: Status
+    start: float
+    length: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a mailing, or all of them, have come."""
+
+    audience: int
+    messages: Mapping[Status, int]
+
+    @property
+    def open(self) -> int:
+        """Messages that are not done with."""
+        return sum(self.messages[status] for status in OPEN)
+
+    @property
+    def percent(self) -> int:
+        """How much is done with; 100 only when all is."""
+        return (self.audience - self.open) * 100 // self.audience if self.audience else 0
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The bar."""
+        found, start = [], 0.0
+        for status in BAR:
+            if self.messages[status] > 0 and self.audience:
+                length = self.messages[status] * 1000 / self.audience
+                found.append(Segment(status, round(start, 2), round(length, 2)))
+                start += length
+        return found
+
+
+# ---- forms
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form: what stands in its fields, and what is wrong with it, by field; "" is the form as a whole.
+
+    ``newer`` has what somebody else has put into a field meanwhile.
+    """
+
+    values: Mapping[str, str]
+    errors: dict[str, list[str]] = field(default_factory=dict)
+    newer: Mapping[str, str] = field(default_factory=dict)
+
+    def refuse(self, name: str, detail: str) -> None:
+        """Note what is wrong with a field."""
+        if name not in self.values:
+            name, detail = "", f"{name}: {detail}" if name else detail
+        self.errors.setdefault(name, []).append(detail)
+
+    def blame(self, error: Invalid, fields: Mapping[str, str], body: Any = None) -> None:
+        """Put each problem beside its field; ``fields`` maps JSON pointers to fields where the names differ.
+
+        ``body`` is what was checked: a problem with a member of a list names the member.
+        """
+        for problem in error.problems:
+            pointer = problem.at if problem.parameter else problem.at.removeprefix("/")
+            name = next((fields[p] for p in fields if pointer == p or pointer.startswith(f"{p}/")), None)
+            name = name or pointer.partition("/")[0]
+            if name not in self.errors or name in self.values:
+                self.refuse(name, _sentence(problem.detail, _member(body, pointer)))
+
+
+# What is said of JSON, said of a form.
+SAID_OF_A_FORM = {
+    "must differ from from; a window of null is the whole day": "must differ from the beginning; "
+    "leave both empty for the whole day",
+    "Must be after starts_at.": "must be after the start",
+}
+
+
+def _sentence(detail: str, member: str | None) -> str:
+    detail = SAID_OF_A_FORM.get(detail, detail)
+    if member is not None:
+        detail = f"“{member}” {detail}"
+    elif detail[:1].islower():
+        detail = f"This {detail}"
+    return detail if detail.endswith((".", "?")) else f"{detail}."
+
+
+def _member(body: Any, pointer: str) -> str | None:
+    """The member of a list that a pointer leads to, cut to what a sentence can hold."""
+    inside = False
+    for part in pointer.split("/"):
+        if isinstance(body, list) and part.isdigit() and int(part) < len(body):
+            body, inside = body[int(part)], True
+        elif isinstance(body, dict) and part in body:
+            body, inside = body[part], False
+        else:
+            return None
+    return body[:40] if inside and isinstance(body, str) else None
+
+
+def several(text: str) -> list[str]:
+    """Members separated by commas or lines; one with a comma stands in double quotes."""
+    try:
+        rows = list(csv.reader(text.splitlines(), skipinitialspace=True))
+    except csv.Error:  # a member of over 128 KB: too long for any list here
+        rows = [[text]]
+    return [member.strip() for row in rows for member in row if member.strip()]
+
+
+def as_text(members: list[str] | None) -> str:
+    """What `several` reads back."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow(members or [])
+    return out.getvalue().replace(",", ", ") if not any("," in each for each in members or []) else out.getvalue()
+
+
+def read_time(text: str, zone: ZoneInfo) -> str:
+    """Return RFC 3339 for what a ``datetime-local`` field of this zone holds.
+
+    An hour that the clocks repeat means its first time. Raises ValueError, in words, for one they skip, and for what
+    is no time.
+    """
+    try:
+        local = datetime.fromisoformat(text)
+    except ValueError:
+        local = None
+    if local is None or local.tzinfo is not None:
+        raise ValueError("This is no time: write it like 2026-01-31T09:00.")
+    try:
+        moment = local.replace(tzinfo=zone).astimezone(UTC)
+        back = moment.astimezone(zone).replace(tzinfo=None)
+    except OverflowError:  # the schema says which years are meant
+        return f"{local.isoformat(timespec='seconds')}Z"
+    if back != local:
+        raise ValueError(f"The clocks in {zone.key} skip this time; {back:%H:%M} is the same moment.")
+    return schemas.show_time(moment)
+
+
+def show_time(value: datetime, zone: ZoneInfo) -> str:
+    """Return what a ``datetime-local`` field of this zone shows; whole minutes without seconds."""
+    local = value.astimezone(zone).replace(tzinfo=None, microsecond=0)
+    return local.isoformat(timespec="seconds" if local.second else "minutes")
+
+
+def changes(form: Form, before: Form, fields: Mapping[str, str], body: dict[str, Any]) -> dict[str, Any]:
+    """Of ``body`` what the form changed: its keys whose fields do not read as they did ``before``.
+
+    So a time keeps its seconds, and a list its commas, as long as nobody touches them.
+    """
+    touched = {fields.get(name, name) for name, value in form.values.items() if value != before.values.get(name)}
+    return {key: value for key, value in body.items() if key in touched}
+
+
+# ---- pages
+
+
+class Page(Base):
+    """A page. Its route says which scope it takes; the session's token must have it."""
+
+    SECTION: ClassVar[str] = ""
+    """Which link of the menu leads here."""
+
+    caller: Caller | None = None
+
+    async def prepare(self) -> None:
+        super().prepare()
+        self.caller = await self._session()
+        scope = self.access[self.request.method or ""]
+        if scope != PUBLIC and self.caller is None:
+            self._to_login()
+            return
+        if scope != PUBLIC and self.caller is not None and scope not in self.caller.scopes:
+            raise Forbidden(f"Your token lacks the scope {scope}.")
+        if len(self.request.body) > base.BODY:
+            raise TooLarge("The form is over 1 MB.")
+        self.path_kwargs = {name: path_value(name, text) for name, text in self.path_kwargs.items()}
+        if "\0" in self.path_kwargs.get("name", ""):  # which PostgreSQL would not even compare
+            raise NotFound
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        self.set_header("Content-Security-Policy", CSP)
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+
+    # the session
+
+    async def _session(self) -> Caller | None:
+        """Who is logged in: the cookie names a token by its SHA-256, and the token must still be good."""
+        digest = self.get_signed_cookie("session", max_age_days=SESSION_DAYS)
+        return None if digest is None else await self.context.tokens(bytes.fromhex(digest.decode()))
+
+    def _to_login(self) -> None:
+        if self.is_live:
+            self._reload()
+            return
+        query = ""
+        if self.request.method == "GET" and self.request.uri != HOME:
+            query = f"?{urlencode({'next': self.request.uri})}"
+        self.redirect(f"/admin/login{query}", status=303)
+
+    def set_cookie(self, name: str, value: str | bytes, *args: Any, **kwargs: Any) -> None:
+        """Set a cookie; all of ours are for these pages only, and no script's business."""
+        mine = {"path": "/admin", "httponly": True, "samesite": "Lax", "secure": self.request.protocol == "https"}
+        super().set_cookie(name, value, *args, **{**kwargs, **mine})
+
+    def may(self, scope: str) -> bool:
+        """Whether whoever is logged in may do what takes ``scope``."""
+        return self.caller is not None and scope in self.caller.scopes
+
+    # making a page
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a page that is open asks for its moving part only."""
+        return "HX-Request" in self.request.headers
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The zone of all times here."""
+        return ZoneInfo(self.context.default_timezone)
+
+    def show(self, template: str, **values: Any) -> None:
+        """Answer with a template."""
+        flash = None
+        if not self.is_live and (stored := self.get_signed_cookie("flash", max_age_days=FLASH_DAYS)):
+            flash = json.loads(stored)
+            self.clear_cookie("flash")
+        page = ENVIRONMENT.get_template(template)
+        self.finish(
+            page.render(
+                who=self.caller,
+                flash=flash,
+                may=self.may,
+                moment=partial(words.moment, zone=self.zone),
+                path=self.request.path,
+                pause_all=self.context.pause_all,
+                section=self.SECTION,
+                version=self.context.version,
+                xsrf=self.xsrf_token.decode(),
+                zone=self.context.default_timezone,
+                **values,
+            )
+        )
+
+    def link(self, **parameters: Any) -> str:
+        """Return this page's address with these parameters; those that are None are left out."""
+        query = urlencode({name: value for name, value in parameters.items() if value is not None})
+        return f"{self.request.path}?{query}" if query else self.request.path
+
+    def go(self, path: str, message: str, *, wrong: bool = False) -> None:
+        """Go to another page, which shows ``message``."""
+        self.set_signed_cookie("flash", json.dumps([message[:500], wrong]), expires_days=FLASH_DAYS)
+        self.redirect(path, status=303)
+
+    def typed(self, *names: str) -> dict[str, str]:
+        """Return what was typed into these fields; line ends as one character."""
+        return {
+            name: self.get_body_argument(name, "", strip=name != "text").replace("\r\n", "\n").replace("\r", "\n")
+            for name in names
+        }
+
+    def version(self) -> int:
+        """Return the version the form was made of. Raises `Stale` for what is none."""
+        text = self.get_body_argument("version", "")
+        if not text.isdecimal() or int(text) > base.INT32_MAX:
+            raise Stale
+        return int(text)
+
+    async def once(self, create: Callable[[Connection], Awaitable[str]]) -> str:
+        """Run ``create`` in a transaction and return the path it returned; for a form sent twice the first one's."""
+        assert self.caller is not None
+        name = self.get_body_argument("once", "") or secrets.token_hex()
+        key = sha256(b"\0".join((self.caller.digest, self.request.path.encode(), name.encode()))).digest()
+        body = sha256(self.request.body).digest()
+        for last in [False] * TRIES + [True]:
+            try:
+                async with transaction(self.context.db) as connection:
+                    first = await idempotency.claim(connection, key, body)
+                    if first is not None:
+                        return first.headers["Location"]
+                    path = await create(connection)
+                    await idempotency.keep(connection, key, body, idempotency.Answer(303, {"Location": path}, b""))
+                    return path
+            except PhoneTaken:
+                raise
+            except Conflict:
+                if last:
+                    raise
+                await asyncio.sleep(PAUSE)
+        raise AssertionError
+
+    # errors
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        problem = problem_of(error, status_code)
+        if self.is_live and problem["status"] in (401, 403, 404):
+            self._reload()
+            return
+        if isinstance(error, tornado.web.HTTPError) and "_xsrf" in (error.log_message or ""):
+            problem["title"] = "This form is not valid any more"
+            problem["detail"] = "It was opened too long ago, or somewhere else. Go back, reload the page and try again."
+        self.set_status(problem["status"])
+        if problem["status"] == 503:
+            self.set_header("Retry-After", str(base.RETRY_AFTER))
+        self.show("error.html", problem=problem, request_id=self.request_id)
+
+    def _reload(self) -> None:
+        """Have htmx load the whole page: its moving part has gone, or whoever looked at it."""
+        self.set_status(200)
+        self.set_header("HX-Refresh", "true")
+        self.finish()
+
+
+class Nowhere(Page):
+    """What answers under /admin/ where there is no page."""
+
+    async def get(self, path: str = "") -> None:
+        raise NotFound("There is no page at this address.")

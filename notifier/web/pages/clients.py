@@ -1,0 +1,211 @@
+"""The pages of clients."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any
+
+from markupsafe import Markup
+
+from notifier.errors import Invalid, PhoneTaken, Stale
+from notifier.models import Client
+from notifier.storage import clients, messages
+from notifier.storage.database import Connection
+from notifier.web import schemas
+from notifier.web.pages import words
+from notifier.web.pages.base import Form, Page, as_text, changes, several
+
+PAGE, MESSAGES = 50, 25
+FIELDS = ("phone", "operator_code", "tags", "timezone", "attributes")
+SEARCH = ("phone", "operator_code", "tag")
+
+
+def _line(key: str, value: Any) -> str | None:
+    """An attribute as a line of the form; None where no line can say it."""
+    plain = isinstance(value, str) and "\n" not in f"{key}{value}" and "\r" not in f"{key}{value}"
+    if not plain or ":" in key or key != key.strip() or value != value.strip() or not key:
+        return None
+    return f"{key}: {value}"
+
+
+def attribute_lines(attributes: dict[str, Any]) -> str:
+    """Those attributes that are plain text, a line each."""
+    lines = (_line(key, value) for key, value in attributes.items())
+    return "\n".join(line for line in lines if line is not None)
+
+
+def kept(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Those that a form cannot show: they stay as they are."""
+    return {key: value for key, value in attributes.items() if _line(key, value) is None}
+
+
+class ClientPage(Page):
+    SECTION = "clients"
+
+    def form_of(self, client: Client) -> Form:
+        """The form as the client fills it."""
+        return Form(
+            {
+                "phone": words.phone(client.phone),
+                "operator_code": client.operator_code,
+                "tags": as_text(client.tags),
+                "timezone": client.timezone or "",
+                "attributes": attribute_lines(client.attributes),
+            }
+        )
+
+    def read(self, form: Form, client: Client | None = None) -> dict[str, Any]:
+        """Return the body of the API that the form stands for, and note in the form what has no such body."""
+        values = form.values
+        attributes = kept(client.attributes) if client else {}
+        for line in filter(None, map(str.strip, values["attributes"].split("\n"))):
+            key, colon, value = line.partition(":")
+            if not colon or not key.strip():
+                form.refuse("attributes", f"“{line[:40]}” has no colon: write a name, a colon and a value.")
+            elif key.strip() in attributes:
+                form.refuse("attributes", f"“{key.strip()[:40]}” is there already.")
+            attributes[key.strip()] = value.strip()
+        body = {
+            "phone": values["phone"],
+            "tags": several(values["tags"]),
+            "timezone": values["timezone"] or None,
+            "attributes": attributes,
+        }
+        return body | ({"operator_code": values["operator_code"]} if values["operator_code"] else {})
+
+    def check(self, schema: type[schemas.Strict], form: Form, body: dict[str, Any]) -> dict[str, Any]:
+        """Return what the schema makes of the body. Raises ``Invalid``, with the form's errors filled in."""
+        try:
+            loaded = schemas.load(schema, body)
+        except Invalid as error:
+            form.blame(error, {}, body)
+            raise
+        if form.errors:
+            raise Invalid([])
+        return loaded
+
+    def refuse_phone(self, form: Form, error: PhoneTaken) -> None:
+        """Say who has the phone."""
+        link = Markup('Another client has this phone: <a href="/admin/clients/{}">client {}</a>.')
+        form.refuse("phone", link.format(error.client_id, error.client_id))
+
+    def show_form(self, form: Form, status: int = 200) -> None:
+        """Answer with the form of a new client."""
+        self.set_status(status)
+        self.show("clients/new.html", form=form, zones=sorted(schemas.zones()), once=secrets.token_hex(16))
+
+
+class Clients(ClientPage):
+    async def get(self) -> None:
+        given = {name: self.get_query_argument(name, "") for name in SEARCH}
+        form = Form(given)
+        found: list[Client] = []
+        before = None
+        # Empty fields of the search are none.
+        arguments = {name: values for name, values in self.request.query_arguments.items() if any(values)}
+        try:
+            query = schemas.load_query(schemas.ClientsQuery, arguments)
+        except Invalid as error:
+            form.blame(error, {})
+            self.set_status(422)
+        else:
+            cursor = query.pop("cursor")
+            found, before = await clients.page(
+                self.db, before=cursor[0] if cursor else None, **{**query, "limit": PAGE}
+            )
+        words_given = {name: value or None for name, value in given.items()}
+        self.show(
+            "clients/list.html",
+            form=form,
+            clients=found,
+            searched=any(given.values()),
+            first="cursor" not in arguments,
+            here=self.link(**words_given),
+            older=None if before is None else self.link(**words_given, cursor=schemas.write_cursor([before])),
+        )
+
+    async def post(self) -> None:
+        form = Form(self.typed(*FIELDS))
+
+        async def create(connection: Connection) -> str:
+            client = await clients.create(connection, **self.check(schemas.ClientIn, form, self.read(form)))
+            return f"/admin/clients/{client.id}"
+
+        try:
+            path = await self.once(create)
+        except Invalid as error:
+            if not form.errors:
+                form.blame(error, {})
+            self.show_form(form, 422)
+        except PhoneTaken as error:
+            self.refuse_phone(form, error)
+            self.show_form(form, 409)
+        else:
+            self.go(path, "The client is added.")
+
+
+class NewClient(ClientPage):
+    async def get(self) -> None:
+        self.show_form(Form(dict.fromkeys(FIELDS, "")))
+
+
+class OneClient(ClientPage):
+    async def get(self, client_id: int) -> None:
+        client = await clients.get(self.db, client_id)
+        await self._show(client, self.form_of(client))
+
+    async def post(self, client_id: int) -> None:
+        client = await clients.get(self.db, client_id)
+        form = Form(self.typed(*FIELDS))
+        try:
+            if self.version() != client.version:
+                raise Stale
+            given = self.read(form, client)
+            body = changes(form, self.form_of(client), {}, given)
+            if not form.values["operator_code"]:  # a phone brings its own
+                body["phone"] = given["phone"]
+            loaded = self.check(schemas.ClientEditIn, form, body)
+            client = await clients.edit(self.db, client_id, loaded, if_match=client.version)
+        except Invalid as error:
+            if not form.errors:
+                form.blame(error, {})
+            await self._show(client, form, 422)
+        except PhoneTaken as error:
+            self.refuse_phone(form, error)
+            await self._show(client, form, 409)
+        except Stale:
+            client = await clients.get(self.db, client_id)
+            newer = {name: value for name, value in self.form_of(client).values.items() if value != form.values[name]}
+            form.refuse("", "Somebody changed this client while you did. Nothing is saved yet: see below what it says "
+                            "now, and save again to put your values in its place.")  # fmt: skip
+            await self._show(client, Form(form.values, form.errors, newer), 412)
+        else:
+            self.go(f"/admin/clients/{client_id}", "The client is changed.")
+
+    async def _show(self, client: Client, form: Form, status: int = 200) -> None:
+        arguments = {"cursor": self.request.query_arguments["cursor"]} if self.get_query_argument("cursor", "") else {}
+        query = schemas.load_query(schemas.PageQuery, arguments)
+        cursor = tuple(query["cursor"]) if query["cursor"] else None
+        found, following = await messages.of_client(self.db, client.id, cursor, MESSAGES)
+        self.set_status(status)
+        self.show(
+            "clients/show.html",
+            client=client,
+            form=form,
+            kept=json.dumps(kept(client.attributes), ensure_ascii=False) if kept(client.attributes) else "",
+            zones=sorted(schemas.zones()),
+            messages=found,
+            here=self.link(),
+            first=cursor is None,
+            older=self.link(cursor=schemas.write_cursor(list(following))) if following else None,
+        )
+
+
+class DeleteClient(ClientPage):
+    async def get(self, client_id: int) -> None:
+        self.show("clients/confirm.html", client=await clients.get(self.db, client_id))
+
+    async def post(self, client_id: int) -> None:
+        await clients.delete(self.db, client_id)
+        self.go("/admin/clients", "The client is deleted.")

@@ -1,0 +1,291 @@
+"""The pages of mailings."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from notifier.errors import Conflict, Invalid, NotFound, Stale
+from notifier.models import MAILING_TRANSITIONS, OVER, Mailing, MailingStatus, Status
+from notifier.storage import mailings, messages, statistics
+from notifier.storage.database import Connection, Db
+from notifier.web import schemas
+from notifier.web.mailings import shown
+from notifier.web.pages import words
+from notifier.web.pages.base import Form, Page, Progress, as_text, changes, read_time, several, show_time
+
+PAGE, MESSAGES = 20, 25
+LIVE = (MailingStatus.SCHEDULED, MailingStatus.RUNNING, MailingStatus.PAUSED)
+FIELDS = (
+    "name", "text", "audience", "operator_codes", "tags",
+    "starts_at", "ends_at", "window_from", "window_to", "priority",
+)  # fmt: skip
+# JSON pointer → field, and field → key of the body
+POINTERS = {
+    "filter/operator_codes": "operator_codes",
+    "filter/tags": "tags",
+    "filter": "audience",
+    "window/from": "window_from",
+    "window/to": "window_to",
+    "window": "window_from",
+}
+KEYS = {
+    "audience": "filter",
+    "operator_codes": "filter",
+    "tags": "filter",
+    "window_from": "window",
+    "window_to": "window",
+}
+DONE = {
+    "start": "“{}” is started.",
+    "pause": "“{}” is paused. What is under way is finished; nothing new goes out.",
+    "resume": "“{}” goes on.",
+    "cancel": "“{}” is cancelled. What was not sent stays unsent.",
+}
+
+
+def title_of(mailing: Mailing | statistics.Line) -> str:
+    """The name, or a number where there is none."""
+    return mailing.name or f"Mailing {mailing.id}"
+
+
+async def progress_of(db: Db, found: Sequence[Mailing]) -> dict[int, Progress]:
+    """How far each of these mailings has come; those deleted meanwhile are left out."""
+    lines = await statistics.of_mailings(db, None, len(found), ids=[mailing.id for mailing in found])
+    return {line.id: Progress(line.audience, line.messages) for line in lines}
+
+
+class MailingPage(Page):
+    SECTION = "mailings"
+
+    def form_of(self, mailing: Mailing) -> Form:
+        """The form as the mailing fills it."""
+        window = mailing.window
+        return Form(
+            {
+                "name": mailing.name or "",
+                "text": mailing.text,
+                "audience": "some" if mailing.filter.as_json() else "everybody",
+                "operator_codes": as_text(mailing.filter.operator_codes),
+                "tags": as_text(mailing.filter.tags),
+                "starts_at": show_time(mailing.starts_at, self.zone),
+                "ends_at": show_time(mailing.ends_at, self.zone),
+                "window_from": f"{window.start:%H:%M}" if window else "",
+                "window_to": f"{window.end:%H:%M}" if window else "",
+                "priority": str(mailing.priority),
+            }
+        )
+
+    def read(self, form: Form) -> dict[str, Any]:
+        """Return the body of the API that the form stands for, and note in the form what has no such body."""
+        values = form.values
+        body: dict[str, Any] = {"name": values["name"] or None, "text": values["text"], "filter": {}, "window": None}
+        lists = {name: several(values[name]) for name in ("operator_codes", "tags") if values[name]}
+        body["filter"] = {name: members for name, members in lists.items() if members}
+        if values["audience"] == "everybody" and body["filter"]:
+            form.refuse("audience", "Everybody is chosen, but operator codes or tags are given: empty them.")
+        elif values["audience"] != "everybody" and not body["filter"]:
+            form.refuse("audience", "Give an operator code or a tag, or choose everybody.")
+        for name in ("starts_at", "ends_at"):
+            if values[name]:
+                try:
+                    body[name] = read_time(values[name], self.zone)
+                except ValueError as error:
+                    form.refuse(name, str(error))
+            elif name == "ends_at":
+                form.refuse(name, "This is required.")
+        times = {"from": values["window_from"], "to": values["window_to"]}
+        if any(times.values()):
+            body["window"] = {name: value for name, value in times.items() if value}
+        number = values["priority"] or "0"
+        body["priority"] = int(number) if number.removeprefix("-").isdecimal() and len(number) < 5 else number
+        return body
+
+    def check(self, schema: type[schemas.Strict], form: Form, body: dict[str, Any]) -> dict[str, Any]:
+        """Return what the schema makes of the body. Raises ``Invalid``, with the form's errors filled in."""
+        known = set(form.errors)
+        try:
+            loaded = schemas.load(schema, body)
+        except Invalid as error:
+            kept = [p for p in error.problems if p.at.removeprefix("/") not in known]
+            form.blame(Invalid(kept), POINTERS, body)
+            raise
+        if form.errors:
+            raise Invalid([])
+        return loaded
+
+    def show_form(self, form: Form, *, mailing: Mailing | None = None, fixed: bool = False) -> None:
+        """Answer with the form, for ``mailing`` or a new one."""
+        self.show(
+            "mailings/form.html",
+            form=form,
+            mailing=mailing,
+            fixed=fixed,
+            title=f"Edit {title_of(mailing)}" if mailing else "New mailing",
+            once=secrets.token_hex(16),
+        )
+
+
+class Mailings(MailingPage):
+    async def get(self) -> None:
+        query = schemas.load_query(schemas.MailingsQuery, self.request.query_arguments)
+        status = query["status"] and MailingStatus(query["status"])
+        before = query["cursor"][0] if query["cursor"] else None
+        found = await mailings.page(self.db, status=status, before=before, limit=PAGE + 1)
+        page = await shown(self.db, self.context, found[:PAGE])
+        here = {"status": query["status"], "cursor": self.get_query_argument("cursor", None)}
+        self.show(
+            "mailings/live_list.html" if self.is_live else "mailings/list.html",
+            mailings=page,
+            progress=await progress_of(self.db, page),
+            status=status,
+            statuses=list(MailingStatus),
+            live_now=any(mailing.status in LIVE for mailing in page),
+            here=self.link(**here),
+            first=before is None,
+            older=self.link(**{**here, "cursor": schemas.write_cursor([page[-1].id])}) if len(found) > PAGE else None,
+        )
+
+    async def post(self) -> None:
+        form = Form(self.typed(*FIELDS))
+        draft = bool(self.get_body_argument("draft", ""))
+
+        async def create(connection: Connection) -> str:
+            body = self.read(form)
+            mailing = await mailings.create(connection, **self.check(schemas.MailingIn, form, {**body, "draft": draft}))
+            return f"/admin/mailings/{mailing.id}"
+
+        try:
+            path = await self.once(create)
+        except Invalid as error:
+            if not form.errors:
+                form.blame(error, POINTERS)
+            self.set_status(422)
+            self.show_form(form)
+            return
+        self.wake()
+        name = f"“{form.values['name'][:80]}”" if form.values["name"] else "The mailing"
+        self.go(path, f"{name} is {'kept as a draft' if draft else 'scheduled: it starts by itself'}.")
+
+
+class NewMailing(MailingPage):
+    async def get(self) -> None:
+        end = (datetime.now(UTC) + timedelta(days=1)).replace(minute=0)
+        values = {**dict.fromkeys(FIELDS, ""), "audience": "some", "priority": "0"}
+        self.show_form(Form({**values, "ends_at": show_time(end.replace(second=0), self.zone)}))
+
+
+class OneMailing(MailingPage):
+    async def get(self, mailing_id: int) -> None:
+        query = schemas.load_query(schemas.MessagesQuery, self.request.query_arguments)
+        [mailing] = await shown(self.db, self.context, [await mailings.get(self.db, mailing_id)])
+        numbers = await statistics.of_mailing(self.db, mailing_id)
+        status = query["status"] and Status(query["status"])
+        cursor = tuple(query["cursor"]) if query["cursor"] else None
+        found, following = await messages.of_mailing(self.db, mailing_id, status, cursor, MESSAGES)
+        here = {"status": query["status"], "cursor": self.get_query_argument("cursor", None)}
+        self.show(
+            "mailings/live.html" if self.is_live else "mailings/show.html",
+            mailing=mailing,
+            title=title_of(mailing),
+            numbers=numbers,
+            progress=Progress(numbers.audience, numbers.messages),
+            live_now=mailing.status in LIVE,
+            verbs={verb for verb, (sources, _) in MAILING_TRANSITIONS.items() if mailing.status in sources},
+            over=mailing.status in OVER,
+            messages=found,
+            status=status,
+            tabs=[each for each in Status if numbers.messages[each] or each is status],
+            meanings=words.MEANINGS,
+            here=self.link(**here),
+            first=cursor is None,
+            older=self.link(**{**here, "cursor": schemas.write_cursor(list(following))}) if following else None,
+        )
+
+
+class EditMailing(MailingPage):
+    async def get(self, mailing_id: int) -> None:
+        mailing = await mailings.get(self.db, mailing_id)
+        if mailing.status in OVER:
+            self.go(f"/admin/mailings/{mailing_id}", "It is over: nothing can be changed any more.", wrong=True)
+            return
+        self.show_form(self.form_of(mailing), mailing=mailing, fixed=_begun(mailing))
+
+    async def post(self, mailing_id: int) -> None:
+        mailing = await mailings.get(self.db, mailing_id)
+        before = self.form_of(mailing)
+        given = self.typed(*FIELDS)
+        if _begun(mailing):  # these fields are not in the form
+            given |= {name: before.values[name] for name in ("audience", "operator_codes", "tags", "starts_at")}
+        form = Form(given)
+        try:
+            if self.version() != mailing.version:
+                raise Stale
+            body = changes(form, before, KEYS, self.read(form))
+            loaded = self.check(schemas.MailingEditIn, form, body)
+            mailing = await mailings.edit(self.db, mailing_id, loaded, if_match=mailing.version)
+        except Invalid as error:
+            if not form.errors:
+                form.blame(error, POINTERS)
+            self.set_status(422)
+            self.show_form(form, mailing=mailing, fixed=_begun(mailing))
+        except Stale:
+            self._show_conflict(await mailings.get(self.db, mailing_id), form)
+        except Conflict as error:
+            form.refuse("", str(error))
+            mailing = await mailings.get(self.db, mailing_id)
+            self.set_status(409)
+            self.show_form(form, mailing=mailing, fixed=_begun(mailing))
+        else:
+            self.wake()
+            self.go(f"/admin/mailings/{mailing_id}", f"“{title_of(mailing)}” is changed.")
+
+    def _show_conflict(self, mailing: Mailing, form: Form) -> None:
+        newer = {name: value for name, value in self.form_of(mailing).values.items() if value != form.values[name]}
+        self.set_status(412)
+        form.refuse("", "Somebody changed this mailing while you did. Nothing is saved yet: see below what it says "
+                        "now, and save again to put your values in its place.")  # fmt: skip
+        self.show_form(Form(form.values, form.errors, newer), mailing=mailing, fixed=_begun(mailing))
+
+
+def _begun(mailing: Mailing) -> bool:
+    """Whether the audience and the start are settled, as far as can be told from here; storage has the last word."""
+    if mailing.status is MailingStatus.PAUSED:
+        return mailing.planned or mailing.audience > 0
+    return mailing.status not in (MailingStatus.DRAFT, MailingStatus.SCHEDULED)
+
+
+class MailingAction(MailingPage):
+    """One of the verbs; those that cannot be taken back ask first."""
+
+    async def get(self, mailing_id: int, verb: str) -> None:
+        if verb not in ("cancel", "delete"):
+            raise NotFound
+        mailing = await mailings.get(self.db, mailing_id)
+        progress = await progress_of(self.db, [mailing])
+        self.show(
+            "mailings/confirm.html",
+            mailing=mailing,
+            title=title_of(mailing),
+            verb=verb,
+            progress=progress[mailing.id],
+        )
+
+    async def post(self, mailing_id: int, verb: str) -> None:
+        if verb == "delete":
+            mailing = await mailings.get(self.db, mailing_id)
+            await mailings.delete(self.db, mailing_id)
+            self.wake()
+            self.go("/admin/mailings", f"“{title_of(mailing)}” is deleted.")
+            return
+        if verb not in DONE:
+            raise NotFound
+        try:
+            mailing = await mailings.act(self.db, mailing_id, verb)
+        except Conflict as error:
+            self.go(f"/admin/mailings/{mailing_id}", str(error), wrong=True)
+            return
+        self.wake()
+        self.go(f"/admin/mailings/{mailing_id}", DONE[verb].format(title_of(mailing)))

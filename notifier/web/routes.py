@@ -1,0 +1,104 @@
+"""The one table: which handler answers where, and who may call it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import tornado.web
+from tornado.routing import URLSpec
+
+from notifier.web import clients, gateways, mailings, messages, openapi, statistics, system
+from notifier.web.base import PUBLIC, SCOPES, Application, Base, Context, NotFound, log_request
+
+VERBS = ("GET", "POST", "PATCH", "PUT", "DELETE")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A path with names in braces, its handler, and for each of its methods the scope it takes, or `PUBLIC`.
+
+    ``id`` and names that end in ``_id`` are positive integers; a name ``path`` may hold slashes.
+    Raises ``ValueError`` for a verb without a scope, and the other way round.
+    """
+
+    path: str
+    handler: type[Base]
+    access: Mapping[str, str]
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        refused = tornado.web.RequestHandler._unimplemented_method
+        verbs = {verb for verb in VERBS if getattr(self.handler, verb.lower()) is not refused}
+        if verbs != self.access.keys():
+            raise ValueError(f"{self.path}: has {sorted(verbs)}, declares {sorted(self.access)}")
+        if not set(self.access.values()) <= SCOPES | {PUBLIC}:
+            raise ValueError(f"{self.path}: there is no such scope in {dict(self.access)}")
+
+    def spec(self) -> URLSpec:
+        pattern = re.sub(r"\\\{(\w+)\\\}", _group, re.escape(self.path))
+        return URLSpec(f"{pattern}$", self.handler, {"pattern": self.path, "access": self.access, **self.given})
+
+
+def _group(match: re.Match[str]) -> str:
+    return f"(?P<{match[1]}>{'.+' if match[1] == 'path' else '[^/]+'})"
+
+
+def read_write(noun: str, *verbs: str) -> dict[str, str]:
+    """Return the access of a noun: GET with ``noun:read``, all else with ``noun:write``."""
+    return {verb: f"{noun}:{'read' if verb == 'GET' else 'write'}" for verb in verbs}
+
+
+PUBLIC_GET = {"GET": PUBLIC}
+API = "/api/v1"
+
+ROUTES: tuple[Route, ...] = (
+    Route(f"{API}/clients", clients.Clients, read_write("clients", "GET", "POST")),
+    Route(f"{API}/clients/batch", clients.ClientBatch, read_write("clients", "POST")),
+    Route(f"{API}/clients/{{client_id}}", clients.Client, read_write("clients", "GET", "PATCH", "DELETE")),
+    Route(f"{API}/clients/{{client_id}}/messages", messages.ClientMessages, read_write("messages", "GET")),
+    Route(f"{API}/mailings", mailings.Mailings, read_write("mailings", "GET", "POST")),
+    Route(f"{API}/mailings/{{mailing_id}}", mailings.OneMailing, read_write("mailings", "GET", "PATCH", "DELETE")),
+    Route(f"{API}/mailings/{{mailing_id}}/start", mailings.MailingStart, read_write("mailings", "POST")),
+    Route(f"{API}/mailings/{{mailing_id}}/pause", mailings.MailingPause, read_write("mailings", "POST")),
+    Route(f"{API}/mailings/{{mailing_id}}/resume", mailings.MailingResume, read_write("mailings", "POST")),
+    Route(f"{API}/mailings/{{mailing_id}}/cancel", mailings.MailingCancel, read_write("mailings", "POST")),
+    Route(
+        f"{API}/mailings/{{mailing_id}}/statistics",
+        statistics.MailingStatistics,
+        read_write("statistics", "GET"),
+    ),
+    Route(f"{API}/mailings/{{mailing_id}}/messages", messages.MailingMessages, read_write("messages", "GET")),
+    Route(f"{API}/messages/{{message_id}}", messages.OneMessage, read_write("messages", "GET")),
+    Route(f"{API}/messages/{{message_id}}/resolve", messages.MessageResolve, read_write("messages", "POST")),
+    Route(f"{API}/statistics", statistics.Overview, read_write("statistics", "GET")),
+    Route(f"{API}/gateways", gateways.Gateways, read_write("gateways", "GET")),
+    Route(f"{API}/gateways/{{name}}", gateways.OneGateway, read_write("gateways", "GET", "PATCH")),
+    Route(f"{API}/gateways/{{name}}/pause", gateways.GatewayPause, read_write("gateways", "POST")),
+    Route(f"{API}/gateways/{{name}}/resume", gateways.GatewayResume, read_write("gateways", "POST")),
+    Route("/", system.Redirect, PUBLIC_GET, {"to": "/admin/"}),
+    Route("/docs", system.Redirect, PUBLIC_GET, {"to": "/docs/"}),
+    Route("/docs/", system.Docs, PUBLIC_GET),
+    Route("/openapi.json", system.OpenAPI, PUBLIC_GET),
+    Route("/healthz", system.Health, PUBLIC_GET),
+    Route("/readyz", system.Ready, PUBLIC_GET),
+    Route("/metrics", system.Metrics, PUBLIC_GET),
+    Route("/static/{path}", system.Static, PUBLIC_GET, {"path": str(system.STATIC)}),
+)
+
+
+def make_application(context: Context, routes: tuple[Route, ...] = ROUTES) -> Application:
+    """Return the application; give `HTTPServer` ``max_body_size=base.MAX_BODY``, see there."""
+    return Application(
+        [route.spec() for route in routes],
+        default_handler_class=NotFound,
+        log_function=log_request,
+        # Forms are checked; calls with a bearer token need not be, see `Handler`.
+        xsrf_cookies=True,
+        cookie_secret=context.secret_key,
+        context=context,
+        openapi=orjson.dumps(openapi.describe(routes, context.version)),
+    )

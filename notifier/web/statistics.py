@@ -1,0 +1,44 @@
+"""Statistics over HTTP."""
+
+from __future__ import annotations
+
+from notifier.storage import statistics
+from notifier.web import schemas
+from notifier.web.base import Handler, operation
+
+
+class MailingStatistics(Handler):
+    TAG = "Statistics"
+
+    @operation(query=schemas.StatisticsQuery, answer=schemas.StatisticsOut, errors=(404,))
+    async def get(self, mailing_id: int) -> None:
+        """Show a mailing in numbers, all of one moment."""
+        step = statistics.Step(self.params["step"])
+        self.answer(await statistics.of_mailing(self.db, mailing_id, step))
+
+
+class Overview(Handler):
+    TAG = "Statistics"
+
+    @operation(query=schemas.PageQuery, answer=schemas.OverviewOut)
+    async def get(self) -> None:
+        """Show all mailings in numbers, and a page of them, all of one moment.
+
+        Deleted mailings are left out.
+        """
+        limit, cursor = self.params["limit"], self.params["cursor"]
+        async with (
+            self.context.db.acquire() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            totals = await statistics.totals(connection)
+            lines = await statistics.of_mailings(connection, cursor[0] if cursor else None, limit + 1)
+        page = lines[:limit]
+        following = schemas.write_cursor([page[-1].id]) if len(lines) > limit else None
+        self.answer(
+            {
+                "audience": totals.audience,
+                "messages": totals.messages,
+                "mailings": {"items": page, "next_cursor": following},
+            }
+        )

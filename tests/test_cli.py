@@ -1,0 +1,193 @@
+"""The command line in processes of its own: what it says, and with which code it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import ProxyHandler, Request, build_opener
+
+import psycopg
+import pytest
+
+from notifier.storage.database import MIGRATIONS
+from tests.conftest import poll_until
+
+SERVER = Path(__file__).parent.parent / "server.py"
+TOKEN = "a-token-of-the-tests-0123456789"
+KEY = "a secret of the tests, 32 characters"
+NAMES = sorted(path.stem for path in MIGRATIONS.glob("*.sql") if not path.name.endswith(".rollback.sql"))
+
+
+def environment(place: Path, **settings: str) -> dict[str, str]:
+    """Only what is given: no setting of whoever runs the tests."""
+    ours = ("DATABASE_", "GATEWAY_", "BOOTSTRAP_", "SECRET_", "COV_")
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
+        "DATA_DIR": str(place),
+        "PORT": "0",
+        "LOG_FORMAT": "json",
+        "COLUMNS": "200",
+        **settings,
+    }
+
+
+def run(place: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SERVER), *arguments],
+        check=False,
+        env=environment(place, **settings),
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+
+
+class Running(NamedTuple):
+    process: subprocess.Popen[bytes]
+    said: Callable[[], str]
+
+    def url(self) -> str | None:
+        """Where it listens, once it has said so."""
+        for line in self.said().splitlines():
+            if '"listening"' in line:
+                return str(json.loads(line)["url"])
+        assert self.process.poll() is None, self.said()
+        return None
+
+    async def up(self) -> str:
+        return str(await poll_until(self.url, 40))
+
+
+@contextmanager
+def started(place: Path, name: str = "serve", *arguments: str, **settings: str) -> Iterator[Running]:
+    said = place / f"{name}.txt"
+    with said.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, *(arguments or (str(SERVER), "serve"))],
+            env=environment(place, **settings),
+            cwd=place,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield Running(process, said.read_text)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(30)
+
+
+def get(url: str, body: bytes | None = None) -> bytes:
+    """What is answered to a GET, or with ``body`` to a POST."""
+    request = Request(url, body, {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"})
+    with build_opener(ProxyHandler({})).open(request, timeout=5) as answer:
+        return bytes(answer.read())
+
+
+@pytest.fixture
+def closed() -> str:
+    """The address of a database where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"postgresql://notifier@127.0.0.1:{probe.getsockname()[1]}/notifier"
+
+
+def test_help_lists_the_commands(tmp_path: Path) -> None:
+    ended = run(tmp_path, "--help")
+    assert ended.returncode == 0
+    for command in ("serve", "demo", "gateway", "migrate", "config"):
+        assert f"\n  {command} " in ended.stdout
+
+
+def test_an_unknown_command(tmp_path: Path) -> None:
+    assert run(tmp_path, "fly").returncode == 2
+
+
+def test_config_check_shows_every_setting_without_secrets(tmp_path: Path) -> None:
+    ended = run(tmp_path, "config", "check", BOOTSTRAP_TOKEN=TOKEN, GATEWAY_RATE="50")
+    assert ended.returncode == 0, ended.stderr
+    assert TOKEN not in ended.stdout
+    assert "environment" in next(line for line in ended.stdout.splitlines() if "GATEWAY_RATE" in line)
+    assert "default" in next(line for line in ended.stdout.splitlines() if "SHUTDOWN_GRACE" in line)
+
+
+@pytest.mark.parametrize("command", [("config", "check"), ("serve",), (), ("migrate",), ("migrate", "--status")])
+def test_wrong_settings_are_all_named(tmp_path: Path, command: tuple[str, ...]) -> None:
+    wrong = {"PORT": "eighty", "GATEWAY_URL": "ftp://x", "DEFAULT_TIMEZONE": "Mars/Olympus", "GATEWAY_RAET": "1"}
+    ended = run(tmp_path, *command, **wrong)
+    assert ended.returncode == 2
+    for name in wrong:
+        assert f"error: {name}:" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_migrate(tmp_path: Path, empty_dsn: str) -> None:
+    there = {"DATABASE_URL": empty_dsn, "SECRET_KEY": KEY}
+    before = run(tmp_path, "migrate", "--status", **there)
+    assert before.returncode == 0, before.stderr
+    assert before.stdout.splitlines() == [f"pending  {name}" for name in NAMES]
+    with psycopg.connect(empty_dsn) as connection:  # nothing was changed
+        assert connection.execute("SELECT to_regclass('clients')").fetchone() == (None,)
+    applied = run(tmp_path, "migrate", **there)
+    assert applied.returncode == 0, applied.stderr
+    assert "all applied" in applied.stdout
+    after = run(tmp_path, "migrate", "--status", **there)
+    assert after.stdout.splitlines() == [f"applied  {name}" for name in NAMES]
+
+
+async def test_two_replicas_share_an_embedded_database_until_sigterm(place: Path) -> None:
+    with started(place, "one", BOOTSTRAP_TOKEN=TOKEN) as one, started(place, "two", BOOTSTRAP_TOKEN=TOKEN) as two:
+        urls = [await one.up(), await two.up()]
+        for url in urls:
+            assert get(f"{url}/healthz") == b"ok\n"
+            assert get(f"{url}/readyz") == b"ok\n"
+        client = json.loads(get(f"{urls[0]}/api/v1/clients", b'{"phone": "79161234567"}'))
+        # What one has stored the other shows, also when the first is gone.
+        assert json.loads(get(f"{urls[1]}/api/v1/clients"))["items"] == [client]
+        one.process.send_signal(signal.SIGTERM)
+        assert one.process.wait(20) == 0
+        assert json.loads(get(f"{urls[1]}/api/v1/clients"))["items"] == [client]
+        two.process.send_signal(signal.SIGINT)
+        assert two.process.wait(20) == 0
+        for each in (one, two):
+            assert '"stopped"' in each.said()
+            assert "Traceback" not in each.said()
+
+
+def test_a_port_that_is_taken(place: Path, dsn: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        ended = run(place, "serve", PORT=port, DATABASE_URL=dsn, SECRET_KEY=KEY)
+    assert ended.returncode == 2
+    assert f"port {port}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+async def test_a_database_that_is_away_is_waited_for(place: Path, closed: str) -> None:
+    with started(place, DATABASE_URL=closed, SECRET_KEY=KEY) as waiting:
+        await poll_until(lambda: "the database is away, waiting up to 60 s more" in waiting.said(), 20)
+        assert waiting.process.poll() is None
+
+
+async def test_patience_ends(place: Path, closed: str) -> None:
+    impatient = (
+        "from functools import partial\n"
+        "from notifier import app, cli\n"
+        "app.database.wait_until_up = partial(app.database.wait_until_up, seconds=0.3)\n"
+        "cli.main(['serve'])"
+    )
+    path = str(SERVER.parent)
+    with started(place, "serve", "-c", impatient, DATABASE_URL=closed, SECRET_KEY=KEY, PYTHONPATH=path) as waiting:
+        assert await poll_until(lambda: waiting.process.poll() is not None, 20)
+        assert waiting.process.returncode == 1
+        assert "did not come up within" in waiting.said()
+        assert "Traceback" not in waiting.said()

@@ -1,0 +1,492 @@
+"""What every answer has in common, shown on handlers that misbehave on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from functools import partial
+
+import asyncpg
+import pytest
+import structlog
+import tornado.web
+from structlog.typing import EventDict
+
+from notifier import errors
+from notifier.errors import Problem
+from notifier.storage import clients
+from notifier.storage.database import create_pool
+from notifier.web import schemas
+from notifier.web.base import (
+    LARGEST_BODY,
+    PUBLIC,
+    Application,
+    Caller,
+    Handler,
+    bootstrap_token,
+    operation,
+    operation_of,
+)
+from notifier.web.routes import API, ROUTES, Route, make_application
+from tests.web.conftest import TOKEN, Api, MakeApi
+
+
+def raises(error: BaseException) -> type[Handler]:
+    class Raises(Handler):
+        @operation()
+        async def get(self) -> None:
+            raise error
+
+    return Raises
+
+
+def serving(**handlers: type[Handler]) -> partial[Application]:
+    routes = tuple(
+        Route(
+            f"{API}/{path}",
+            handler,
+            {
+                verb: "clients:write"
+                for verb in ("GET", "POST", "PATCH")
+                if getattr(handler, verb.lower()) is not tornado.web.RequestHandler._unimplemented_method
+            },
+        )
+        for path, handler in handlers.items()
+    )
+    return partial(make_application, routes=routes)
+
+
+ERRORS = {
+    "not_found": (errors.NotFound(), 404),
+    "conflict": (errors.Conflict(), 409),
+    "phone": (errors.PhoneTaken(7), 409),
+    "transition": (errors.IllegalTransition(), 409),
+    "stale": (errors.Stale(), 412),
+    "invalid": (errors.Invalid([Problem("/text", "is odd"), Problem("limit", "is odd", parameter=True)]), 422),
+    "unavailable": (errors.Unavailable(), 503),
+    "refused": (ConnectionRefusedError("no"), 503),
+    "restarted": (asyncpg.AdminShutdownError("terminating"), 503),
+    "deadlock": (asyncpg.DeadlockDetectedError("deadlock"), 503),
+    "http": (tornado.web.HTTPError(418), 418),
+    "odd": (tornado.web.HTTPError(799, reason="Odd"), 799),
+    "bug": (ZeroDivisionError("secret 79161234567"), 500),
+}
+
+
+@pytest.fixture
+def faulty(make_api: MakeApi) -> Api:
+    return make_api(serving(**{name: raises(error) for name, (error, _) in ERRORS.items()}))
+
+
+async def test_every_error_is_a_problem(faulty: Api) -> None:
+    for name, (_, status) in ERRORS.items():
+        reply = await faulty.get(f"/{name}")
+        assert reply.status == status, name
+        assert reply.headers["Content-Type"] == "application/problem+json"
+        assert reply.json["status"] == reply.status
+        assert reply.json["request_id"] == reply.headers["X-Request-ID"]
+        assert {"type", "title", "detail"} <= reply.json.keys()
+
+
+async def test_what_the_errors_know_is_told(faulty: Api) -> None:
+    assert (await faulty.get("/phone")).json["client_id"] == 7
+    assert (await faulty.get("/invalid")).json["errors"] == [
+        {"pointer": "/text", "detail": "is odd"},
+        {"parameter": "limit", "detail": "is odd"},
+    ]
+    assert (await faulty.get("/refused")).headers["Retry-After"] == "2"
+
+
+async def test_an_unforeseen_error_is_logged_and_not_told(faulty: Api, logs: list[EventDict]) -> None:
+    reply = await faulty.get("/bug", headers={"X-Request-ID": "mine-1"})
+    assert b"secret" not in reply.body
+    (entry,) = [each for each in logs if each["event"] == "request failed"]
+    assert entry["request_id"] == "mine-1"
+    assert isinstance(entry["exc_info"][1], ZeroDivisionError)
+
+
+class Misbehaving(Handler):
+    @operation(answer=schemas.ClientOut)
+    async def get(self) -> None:
+        """Write half an answer, then fail."""
+        self.write("half")
+        self.set_header("X-Half", "1")
+        raise RuntimeError
+
+    @operation(answer=schemas.ClientOut)
+    async def post(self) -> None:
+        """Answer with what orjson cannot write."""
+        self.write(json.dumps({"a": object()}))
+
+
+async def test_nothing_of_a_half_written_answer_gets_out(make_api: MakeApi) -> None:
+    api = make_api(serving(odd=Misbehaving))
+    reply = await api.get("/odd")
+    assert (reply.status, reply.headers.get("X-Half")) == (500, None)
+    assert reply.json["status"] == 500
+    assert (await api.post("/odd")).status == 500
+
+
+async def test_where_there_is_nothing_and_methods_nobody_takes(api: Api) -> None:
+    for path in ("/nothing", "//nothing", "//api/v2/clients", "/clients/1/x"):
+        reply = await api.get(path)
+        assert (reply.status, reply.headers["Content-Type"]) == (404, "application/problem+json")
+    for method in ("PUT", "OPTIONS", "HEAD", "TRACE", "FOO"):
+        reply = await api.call(method, "/clients")
+        assert (reply.status, reply.headers["Allow"]) == (405, "GET, POST"), method
+    # Neither is an address without a token of its own a matter of forms.
+    assert (await api.post("//nothing")).status == 404
+    assert (await api.post("//healthz")).status == 405
+
+
+async def test_a_sane_request_id_is_kept_and_any_other_replaced(api: Api) -> None:
+    for given in ("a", "A-1_b.c", "x" * 64):
+        reply = await api.get("//healthz", headers={"X-Request-ID": given})
+        assert reply.headers["X-Request-ID"] == given
+    for given in ("", " ", "a b", "x" * 65, "ä", '"'):
+        reply = await api.get("//healthz", headers={"X-Request-ID": given})
+        assert re.fullmatch("[0-9a-f]{32}", reply.headers["X-Request-ID"])
+
+
+async def test_the_request_id_stands_in_every_line_of_the_log(make_api: MakeApi) -> None:
+    class Logs(Handler):
+        @operation()
+        async def get(self) -> None:
+            await asyncio.sleep(0)
+            seen.append(structlog.contextvars.get_contextvars()["request_id"])
+
+    seen: list[str] = []
+    api = make_api(serving(logs=Logs))
+    await asyncio.gather(*(api.get("/logs", headers={"X-Request-ID": name}) for name in "abc"))
+    assert sorted(seen) == ["a", "b", "c"]
+
+
+# ---- who may call
+
+
+async def test_every_route_asks_for_a_token_or_is_public(api: Api) -> None:
+    api.token = None
+    for route in ROUTES:
+        path = "/" + re.sub(r"\{\w+\}", "1", route.path)
+        for method, scope in route.access.items():
+            reply = await api.call(method, path)
+            if scope == PUBLIC:
+                assert reply.status != 401, path
+            else:
+                assert reply.status == 401, path
+                assert reply.headers["WWW-Authenticate"] == 'Bearer realm="notifier"'
+                assert path.startswith(f"/{API}/")
+
+
+def test_a_route_that_does_not_say_who_may_call_cannot_be_made() -> None:
+    handler = raises(errors.NotFound())
+    with pytest.raises(ValueError, match="declares"):
+        Route("/x", handler, {})
+    with pytest.raises(ValueError, match="declares"):
+        Route("/x", handler, {"GET": PUBLIC, "POST": PUBLIC})
+    with pytest.raises(ValueError, match="no such scope"):
+        Route("/x", handler, {"GET": "clients:admin"})
+
+
+def test_every_verb_of_the_api_has_an_operation_and_a_docstring() -> None:
+    for route in ROUTES:
+        if route.path.startswith(API):
+            for method in route.access:
+                verb = getattr(route.handler, method.lower())
+                assert operation_of(verb) is not None, (route.path, method)
+                assert verb.__doc__, (route.path, method)
+
+
+async def test_a_wrong_token_is_refused(api: Api) -> None:
+    for header in ("Bearer", "Bearer ", "Basic abc", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN, "Bearer ä"):
+        reply = await api.get("/clients", headers={"Authorization": header})
+        assert reply.status == 401, header
+        assert reply.headers["WWW-Authenticate"] == 'Bearer realm="notifier", error="invalid_token"'
+
+
+async def test_without_a_bootstrap_token_nobody_is_known(make_api: MakeApi) -> None:
+    api = make_api(tokens=bootstrap_token(None))
+    assert (await api.get("/clients")).status == 401
+
+
+async def test_a_token_without_the_scope_is_refused(make_api: MakeApi) -> None:
+    async def reader(digest: bytes) -> Caller:
+        return Caller("reader", b"", frozenset({"clients:read"}))
+
+    api = make_api(tokens=reader)
+    assert (await api.get("/clients")).status == 200
+    reply = await api.post("/clients", {"phone": "79161234567"})
+    assert reply.status == 403
+    assert 'scope="clients:write"' in reply.headers["WWW-Authenticate"]
+
+
+# ---- bodies
+
+
+class Echo(Handler):
+    @operation(body=schemas.ClientIn, answer=schemas.ClientOut)
+    async def post(self) -> None:
+        """Take a client and forget it."""
+
+
+@pytest.fixture
+def echo(make_api: MakeApi) -> Api:
+    return make_api(serving(echo=Echo))
+
+
+UNPARSABLE = {
+    "empty": b"",
+    "blank": b" \n",
+    "half": b'{"phone": ',
+    "not UTF-8": b'{"phone": "\xff"}',
+    "UTF-16": '{"phone": "1"}'.encode("utf-16"),
+    "a BOM": b"\xef\xbb\xbf{}",
+    "NaN": b'{"attributes": {"a": NaN}}',
+    "Infinity": b'{"attributes": {"a": -Infinity}}',
+    "twice": b'{"phone": "79161234567", "phone": "79161234568"}',
+    "deep lists": b"[" * 500_000,
+    "deep objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "a long integer": b'{"phone": ' + b"1" * 5000 + b"}",
+    "a raw control character": b'{"phone": "\x01"}',
+}
+
+
+async def test_what_is_no_json_is_a_400(echo: Api) -> None:
+    for name, body in UNPARSABLE.items():
+        assert (await echo.post("/echo", data=body)).status == 400, name
+
+
+FAULTS = {
+    "a list": (b"[]", [""]),
+    "a string": (b'"a"', [""]),
+    "null": (b"null", [""]),
+    "nothing": (b"{}", ["/phone"]),
+    "unknown": (b'{"phone": "79161234567", "a/b~c": 1}', ["/a~1b~0c"]),
+    "NUL": (b'{"phone": "79161234567", "tags": ["a", "b\\u0000"]}', ["/tags/1"]),
+    "NUL in a key": (b'{"phone": "79161234567", "attributes": {"a": {"\\u0000": 1}}}', ["/attributes/a"]),
+    "a lone surrogate": (b'{"phone": "79161234567", "attributes": {"a": ["\\ud800"]}}', ["/attributes/a/0"]),
+    "a surrogate in a key": (b'{"\\udfff": 1}', [""]),
+    "beyond int64": (b'{"phone": "79161234567", "attributes": {"a": 9223372036854775808}}', ["/attributes/a"]),
+    "a huge float": (b'{"phone": "79161234567", "attributes": {"a": 1e999}}', ["/attributes/a"]),
+    "nested": (b'{"attributes": ' + b'{"a":' * 40 + b"1" + b"}" * 41, ["/attributes" + "/a" * 31]),
+}
+
+
+async def test_faults_are_pointed_at(echo: Api) -> None:
+    for name, (body, pointers) in FAULTS.items():
+        assert (await echo.post("/echo", data=body)).pointers() == pointers, name
+
+
+async def test_the_content_type_does_not_matter(echo: Api) -> None:
+    for kind in ("application/json; charset=utf-8", "text/plain", "application/x-www-form-urlencoded", "nonsense"):
+        reply = await echo.post("/echo", data=b'{"phone": "79161234567"}', headers={"Content-Type": kind})
+        assert reply.status == 200, kind
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert (await echo.post("/echo", data=b"{}", headers=form)).status == 400
+
+
+async def test_at_most_a_hundred_faults_are_told(echo: Api) -> None:
+    reply = await echo.post("/echo", data=b'{"tags": [' + b'"\\u0000",' * 100_000 + b"1]}")
+    assert len(reply.pointers()) == 100
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_too_large_a_body_is_a_413_and_the_connection_lives(echo: Api, chunked: bool) -> None:
+    async def chunks(size: int) -> AsyncIterator[bytes]:
+        for _ in range(size // 65536 + 1):
+            yield b" " * 65536
+
+    for size in (1024 * 1024 + 1, LARGEST_BODY + 1, 3 * LARGEST_BODY):
+        reply = await echo.post("/echo", data=chunks(size) if chunked else b" " * size)
+        assert (reply.status, reply.headers["Content-Type"]) == (413, "application/problem+json")
+        assert (await echo.post("/echo", {"phone": "79161234567"})).status == 200
+
+
+async def test_a_body_just_under_the_limit_is_read(echo: Api) -> None:
+    body = b'{"phone": "79161234567"}'
+    assert (await echo.post("/echo", data=body.ljust(1024 * 1024))).status == 200
+
+
+async def test_where_no_body_is_wanted_an_empty_object_will_do(make_api: MakeApi) -> None:
+    class Act(Handler):
+        @operation()
+        async def post(self) -> None:
+            """Do something."""
+
+    api = make_api(serving(act=Act))
+    assert (await api.post("/act")).status == 200
+    assert (await api.post("/act", {})).status == 200
+    assert (await api.post("/act", {"a": 1})).pointers() == ["/a"]
+    assert (await api.post("/act", data=b"{")).status == 400
+
+
+# ---- paths, queries, conditions
+
+
+async def test_ids_that_are_none(api: Api) -> None:
+    large = ("9223372036854775808", "1" * 400)
+    for name in ("0", "-1", "+1", "01", "1.0", "abc", "١", "%00", "%20", "%FF", "null", *large):
+        for method in ("GET", "PATCH", "DELETE"):
+            reply = await api.call(method, f"/clients/{name}", {} if method == "PATCH" else None)
+            assert reply.status == (400 if name == "%FF" else 404), name
+
+
+BAD_PARAMETERS = {
+    "limit": ["0", "201", "-1", "1.0", "", "x", "1&limit=1", "%2B5", "٣"],
+    # Not base64, no list, too short, too long, of strings, floats, beyond int64, and spelt in other ways.
+    "cursor": [
+        "", "x", "W10", "WzFd%0A", "WyIxIl0", "WzFdICAg", "WzFlOV0", "WzEsMl0", "%E4",
+        "Wzk5OTk5OTk5OTk5OTk5OTk5OTk5XQ", "Wzk5OTk5OTk5OTk5OTk5OTk5OTld", "eyJhIjoxfQ", "W3RydWVd",
+    ],
+    "tag": ["", "%00", "%ff", "%20", "x" * 65],
+    "phone": ["1", "%2B", ""],
+    "timezone": ["Mars", "localtime", "../UTC"],
+    "operator_code": ["abc", "1" * 17],
+    "unknown": ["1"],
+}  # fmt: skip
+
+
+async def test_bad_parameters_are_named(api: Api) -> None:
+    for name, values in BAD_PARAMETERS.items():
+        for value in values:
+            reply = await api.get(f"/clients?{name}={value}")
+            assert reply.pointers() == [name], (name, value)
+            assert "parameter" in reply.json["errors"][0]
+
+
+async def test_a_parameter_where_none_is_known_is_refused(api: Api) -> None:
+    assert (await api.get("/clients/1?limit=1")).pointers() == ["limit"]
+    assert (await api.post("/clients?a=1", {"phone": "79161234567"})).pointers() == ["a"]
+
+
+async def test_if_match(api: Api) -> None:
+    client = await clients.create(api.context.db, phone=79161234567)
+    stale = ('"2"', 'W/"1"', '"abc"', '""', '"99999999999"')
+    none = ("1", '"1', '"1", "2"', "")
+    for header, status in [*((each, 412) for each in stale), *((each, 400) for each in none), ('"1"', 200), ("*", 200)]:
+        reply = await api.patch(f"/clients/{client.id}", {"tags": []}, headers={"If-Match": header})
+        assert reply.status == status, header
+
+
+async def test_an_etag_is_a_version_and_never_a_304(api: Api) -> None:
+    client = await clients.create(api.context.db, phone=79161234567)
+    reply = await api.get(f"/clients/{client.id}", headers={"If-None-Match": '"1"'})
+    assert (reply.status, reply.headers["ETag"]) == (200, '"1"')
+
+
+# ---- repeated requests
+
+
+async def test_a_key_that_is_none(api: Api) -> None:
+    for key in ("", " ", "a b", "ä", "x" * 256):
+        reply = await api.post("/clients", {"phone": "79161234567"}, headers={"Idempotency-Key": key})
+        assert reply.status == 400, key
+
+
+async def test_the_same_request_gets_the_same_answer_and_does_nothing(api: Api) -> None:
+    key = {"Idempotency-Key": "k1"}
+    first = await api.post("/clients", {"phone": "79161234567"}, headers=key)
+    again = await api.post("/clients", {"phone": "79161234567"}, headers=key)
+    assert (again.status, again.body) == (first.status, first.body)
+    assert first.status == 201
+    for name in ("Location", "ETag", "Content-Type"):
+        assert again.headers[name] == first.headers[name]
+    assert again.headers["X-Request-ID"] != first.headers["X-Request-ID"]
+    other = await api.post("/clients", {"phone": "79161234568"}, headers=key)
+    assert other.status == 422
+    assert len((await api.get("/clients")).json["items"]) == 1
+
+
+async def test_refusals_are_repeated_but_a_body_may_be_corrected(api: Api) -> None:
+    client = await clients.create(api.context.db, phone=79161234567)
+    taken, bad = {"Idempotency-Key": "taken"}, {"Idempotency-Key": "bad"}
+    first = await api.post("/clients", {"phone": "79161234567"}, headers=taken)
+    assert first.status == 409
+    await clients.delete(api.context.db, client.id)
+    again = await api.post("/clients", {"phone": "79161234567"}, headers=taken)
+    assert (again.status, again.body, again.headers["Content-Type"]) == (409, first.body, "application/problem+json")
+
+    assert (await api.post("/clients", {"phone": "x"}, headers=bad)).status == 422
+    assert (await api.post("/clients", {"phone": "79161234567"}, headers=bad)).status == 201
+
+
+async def test_keys_are_of_one_token_and_one_path(make_api: MakeApi) -> None:
+    key = {"Idempotency-Key": "k"}
+    api = make_api()
+    assert (await api.post("/clients", {"phone": "79161234567"}, headers=key)).status == 201
+    batch = {"items": [{"phone": "79161234568"}]}
+    assert (await api.post("/clients/batch", batch, headers=key)).json["items"][0]["status"] == "created"
+    other = make_api(tokens=bootstrap_token("another-token-0123456789"))
+    other.token = "another-token-0123456789"
+    assert (await other.post("/clients", {"phone": "79161234569"}, headers=key)).status == 201
+
+
+async def test_while_the_first_is_under_way_the_second_is_told_so(make_api: MakeApi) -> None:
+    class Slow(Handler):
+        @operation(status=204)
+        async def post(self) -> None:
+            """Wait."""
+            started.set()
+            await release.wait()
+            self.answer()
+
+    started, release = asyncio.Event(), asyncio.Event()
+    api = make_api(serving(slow=Slow))
+    key = {"Idempotency-Key": "k"}
+    first = asyncio.ensure_future(api.post("/slow", headers=key))
+    await started.wait()
+    assert (await api.post("/slow", headers=key)).status == 409
+    release.set()
+    assert (await first).status == 204
+    assert (await api.post("/slow", headers=key)).status == 204
+
+
+async def test_after_a_failure_nothing_stands_and_the_key_is_free(make_api: MakeApi) -> None:
+    class Fails(Handler):
+        @operation(status=204)
+        async def post(self) -> None:
+            """Write, and fail the first time."""
+            await clients.create(self.db, phone=79161234567)
+            calls.append(None)
+            if len(calls) == 1:
+                raise RuntimeError
+            self.answer()
+
+    calls: list[None] = []
+    api = make_api(serving(fails=Fails))
+    key = {"Idempotency-Key": "k"}
+    assert (await api.post("/fails", headers=key)).status == 500
+    assert (await clients.page(api.context.db, limit=1))[0] == []
+    assert (await api.post("/fails", headers=key)).status == 204
+    assert (await api.post("/fails", headers=key)).status == 204
+    assert len(calls) == 2
+
+
+async def test_the_scheduler_is_woken_when_it_is_committed(make_api: MakeApi) -> None:
+    class Wakes(Handler):
+        @operation(status=204)
+        async def post(self) -> None:
+            """Write and wake."""
+            await clients.create(self.db, phone=79161234567)
+            self.wake()
+            assert not api.woken
+            self.answer()
+
+    api = make_api(serving(wakes=Wakes))
+    assert (await api.post("/wakes", headers={"Idempotency-Key": "k"})).status == 204
+    assert len(api.woken) == 1
+
+
+# ---- the database away
+
+
+async def test_without_a_database_the_api_says_when_to_come_again(make_api: MakeApi) -> None:
+    pool = await create_pool("postgresql://nobody@127.0.0.1:9/none", size=1, application_name="test")
+    api = make_api(db=pool)
+    for method, path, body in (("GET", "/clients", None), ("POST", "/clients", {"phone": "79161234567"})):
+        reply = await api.call(method, path, body, headers={"Idempotency-Key": "k"})
+        assert (reply.status, reply.headers["Retry-After"]) == (503, "2")
+    assert (await api.get("//healthz")).status == 200
+    pool.terminate()

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from notifier.models import Client
+from notifier.storage import clients
+from notifier.web import schemas
+from tests.web.conftest import Api
+
+ANNA = {"phone": "+7 (916) 123-45-67", "tags": ["vip"], "timezone": "Europe/Moscow", "attributes": {"n": 1}}
+
+
+async def test_a_client_is_made_read_changed_and_erased(api: Api) -> None:
+    made = await api.post("/clients", ANNA)
+    assert made.status == 201, made.body
+    path = f"/clients/{made.json['id']}"
+    assert made.headers["Location"] == f"/api/v1{path}"
+    assert made.headers["ETag"] == '"1"'
+    assert list(made.json) == [
+        "id", "phone", "operator_code", "tags", "timezone", "attributes", "created_at", "updated_at",
+    ]  # fmt: skip
+    assert made.json["phone"] == "79161234567"
+    assert made.json["operator_code"] == "916"
+
+    read = await api.get(path)
+    assert (read.status, read.json) == (200, made.json)
+
+    changed = await api.patch(path, {"timezone": None, "tag": "new"})
+    assert changed.status == 200
+    assert changed.headers["ETag"] == '"2"'
+    assert {**changed.json, "updated_at": 0} == {**made.json, "timezone": None, "tags": ["new"], "updated_at": 0}
+
+    assert (await api.delete(path)).status == 204
+    assert (await api.get(path)).status == 404
+    assert (await api.delete(path)).status == 404
+
+
+async def test_a_client_of_a_phone_alone(api: Api) -> None:
+    made = (await api.post("/clients", {"phone": "89161234567"})).json
+    assert (made["tags"], made["timezone"], made["attributes"]) == ([], None, {})
+
+
+async def test_a_taken_phone_is_told_with_who_has_it(api: Api) -> None:
+    anna = await clients.create(api.context.db, phone=79161234567)
+    boris = await clients.create(api.context.db, phone=79161234568)
+    made = await api.post("/clients", {"phone": "8 916 123 45 67"})
+    moved = await api.patch(f"/clients/{boris.id}", {"phone": "+79161234567"})
+    assert [(reply.status, reply.json["client_id"]) for reply in (made, moved)] == [(409, anna.id)] * 2
+
+
+async def test_a_new_phone_brings_its_operator(api: Api) -> None:
+    client = await clients.create(api.context.db, phone=79161234567)
+    assert (await api.patch(f"/clients/{client.id}", {"phone": "79261234567"})).json["operator_code"] == "926"
+    changed = await api.patch(f"/clients/{client.id}", {"phone": "79031234567", "operator_code": "916"})
+    assert changed.json["operator_code"] == "916"
+    assert (await api.patch(f"/clients/{client.id}", {"tags": []})).json["operator_code"] == "916"
+
+
+PHONES = {
+    "79161234567": 79161234567,
+    "+79161234567": 79161234567,
+    "8 (916) 123-45-67": 79161234567,
+    " +7\u00a0916\u2011123.45.67 ": 79161234567,
+    "9161234567": 79161234567,
+    "8 (495) 123-45-67": 74951234567,
+    "70000000000": 70000000000,
+    "+1 202 555 0143": 12025550143,
+    "447911123456": 447911123456,
+    "+84 96 234 56 78": 84962345678,
+    "84962345678": 84962345678,  # as it went out
+    "8 (496) 234-56-78": 74962345678,
+    "+375 29 123-45-67": 375291234567,
+}
+
+
+@pytest.mark.parametrize("text", PHONES)
+def test_phones_as_people_write_them(text: str) -> None:
+    assert schemas.parse_phone(text) == PHONES[text]
+    assert schemas.parse_phone(str(PHONES[text])) == PHONES[text]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "+", "7", "123", "7916123456", "791612345678", "+8 916 123 45 67", "phone", "7916123456a", "+7916+1234567",
+     "٧٩١٦١٢٣٤٥٦٧", "999999999999999", "1234567890", "-" * 10, "7" * 41, "0079161234567"],
+)  # fmt: skip
+def test_what_is_no_phone(text: str) -> None:
+    assert schemas.parse_phone(text) is None
+
+
+def test_operators() -> None:
+    assert clients.code_of(79161234567) == "916"
+    assert clients.code_of(12025550143) == "202"
+    assert clients.code_of(447911123456) == "791"
+
+
+BAD: list[tuple[dict[str, Any], list[str]]] = [
+    ({"phone": None}, ["/phone"]),
+    ({"phone": 79161234567}, ["/phone"]),
+    ({"phone": "abc"}, ["/phone"]),
+    ({"operator_code": "12a"}, ["/operator_code"]),
+    ({"operator_code": ""}, ["/operator_code"]),
+    ({"operator_code": "1" * 17}, ["/operator_code"]),
+    ({"operator_code": 916}, ["/operator_code"]),
+    ({"timezone": "Mars/Base"}, ["/timezone"]),
+    ({"timezone": "localtime"}, ["/timezone"]),
+    ({"timezone": "../../etc/passwd"}, ["/timezone"]),
+    ({"timezone": "/etc/passwd"}, ["/timezone"]),
+    ({"timezone": "europe/moscow"}, ["/timezone"]),
+    ({"timezone": ""}, ["/timezone"]),
+    ({"tags": "vip"}, ["/tags"]),
+    ({"tags": None}, ["/tags"]),
+    ({"tags": {"a": 1}}, ["/tags"]),
+    ({"tags": ["a", 1, "", " ", "x" * 65, None]}, ["/tags/1", "/tags/2", "/tags/3", "/tags/4", "/tags/5"]),
+    ({"tags": ["x"] * 51}, ["/tags"]),
+    ({"tag": "a", "tags": ["b"]}, ["/tag"]),
+    ({"tag": ""}, ["/tag"]),
+    ({"attributes": []}, ["/attributes"]),
+    ({"attributes": None}, ["/attributes"]),
+    ({"attributes": {"a": "x" * 16384}}, ["/attributes"]),
+    ({"id": 1}, ["/id"]),
+    ({"": 1}, ["/"]),
+]
+
+
+async def test_bad_fields_are_pointed_at_and_change_nothing(api: Api) -> None:
+    client = await clients.create(api.context.db, phone=79160000000)
+    for fields, pointers in BAD:
+        assert (await api.post("/clients", {"phone": "79161234567", **fields})).pointers() == pointers, fields
+        assert (await api.patch(f"/clients/{client.id}", fields)).pointers() == pointers, fields
+    assert await clients.page(api.context.db, limit=10) == ([client], None)
+
+
+async def test_what_is_just_allowed(api: Api) -> None:
+    client = {
+        "phone": "79161234567",
+        "tags": [f"{n:064}" for n in range(50)],
+        "timezone": "Asia/Kathmandu",
+        "attributes": {"é": "😀", "deep": [[[{"a": None}]]], "n": 2**63 - 1, "f": 1.5, "x": 1e300},
+        "operator_code": "0" * 16,
+    }
+    made = await api.post("/clients", client)
+    assert made.status == 201, made.body
+    assert made.json | client == made.json
+    assert (await api.get(made.headers["Location"].removeprefix("/api/v1"))).json == made.json
+
+
+async def test_tags_said_twice_are_kept_once(api: Api) -> None:
+    assert (await api.post("/clients", {"phone": "79161234567", "tags": ["b", "a", "b"]})).json["tags"] == ["b", "a"]
+
+
+async def listed(api: Api, **params: Any) -> list[int]:
+    """The ids of a whole list, page by page."""
+    ids: list[int] = []
+    while True:
+        page = (await api.get("/clients", params=params)).json
+        assert len(page["items"]) <= int(params.get("limit", 50))
+        ids += [item["id"] for item in page["items"]]
+        if page["next_cursor"] is None:
+            return ids
+        params["cursor"] = page["next_cursor"]
+
+
+async def many(api: Api) -> list[Client]:
+    zones = ["Europe/Moscow", None, "Asia/Omsk"]
+    items: list[dict[str, Any]] = [
+        {
+            "phone": 79160000000 + n,
+            "operator_code": str(916 + n % 2),
+            "tags": ["all", f"t{n % 5}"],
+            "timezone": zones[n % 3],
+        }
+        for n in range(60)
+    ]
+    await clients.upsert(api.context.db, items)
+    found, _ = await clients.page(api.context.db, limit=100)
+    return found
+
+
+async def test_lists_are_newest_first_and_complete(api: Api) -> None:
+    everybody = await many(api)
+    assert await listed(api) == [client.id for client in everybody]
+    assert await listed(api, limit=7) == [client.id for client in everybody]
+    assert await listed(api, limit=60) == [client.id for client in everybody]
+    page = (await api.get("/clients", params={"limit": 60})).json
+    assert page["next_cursor"] is None
+
+
+async def test_filters(api: Api) -> None:
+    everybody = await many(api)
+
+    def those(**wanted: Any) -> list[int]:
+        tag = wanted.pop("tag", "all")
+        return [
+            client.id
+            for client in everybody
+            if tag in client.tags and all(getattr(client, key) == value for key, value in wanted.items())
+        ]
+
+    assert await listed(api, phone="8 (916) 000-00-07") == those(phone=79160000007)
+    assert await listed(api, phone="79169999999") == []
+    assert await listed(api, operator_code="916", limit=7) == those(operator_code="916")
+    assert await listed(api, timezone="Asia/Omsk", limit=7) == those(timezone="Asia/Omsk")
+    assert await listed(api, tag="t3", limit=5) == those(tag="t3")
+    assert await listed(api, tag="none") == []
+    both = {"operator_code": "917", "timezone": "Europe/Moscow"}
+    assert await listed(api, limit=3, **both) == those(**both)
+    assert await listed(api, limit=3, tag="t1", **both) == those(tag="t1", **both)
+    assert await listed(api, phone="79160000007", tag="t1") == []
+
+
+async def test_a_list_stays_whole_while_it_grows(api: Api) -> None:
+    everybody = await many(api)
+    first = (await api.get("/clients", params={"limit": 10})).json
+    await api.post("/clients", {"phone": "79169999999"})
+    rest = await listed(api, cursor=first["next_cursor"])
+    assert [item["id"] for item in first["items"]] + rest == [client.id for client in everybody]
+
+
+async def test_a_batch_adds_changes_and_says_what_is_wrong(api: Api) -> None:
+    anna = await clients.create(api.context.db, phone=79161234567, tags=["old"], timezone="Asia/Omsk")
+    items = [
+        {"phone": "+7 916 123-45-67", "tags": ["vip"]},
+        {"phone": "89261234567", "tag": "new"},
+        {"phone": "nonsense", "tags": ["a", 1]},
+        "no object",
+        {"phone": "79031234567", "attributes": {"a\0": 1}},
+        {"phone": "79261234567", "timezone": "Europe/Moscow"},
+        None,
+        {"phone": "79161234567", "unknown\ud800": 1},
+    ]
+    reply = await api.call("POST", "/clients/batch", data=json.dumps({"items": items}).encode())
+    assert reply.status == 200, reply.body
+    results = reply.json["items"]
+    assert [each["index"] for each in results] == list(range(8))
+    assert [each["status"] for each in results] == [
+        "updated", "created", "invalid", "invalid", "invalid", "updated", "invalid", "invalid",
+    ]  # fmt: skip
+    assert results[0]["id"] == anna.id
+    assert results[1]["id"] == results[5]["id"]
+    pointers = [
+        [error["pointer"] for error in each["problem"]["errors"]] for each in results if each["problem"] is not None
+    ]
+    assert pointers == [["/phone", "/tags/1"], [""], ["/attributes"], [""], [""]]
+    assert all((each["id"] is None) == (each["problem"] is not None) for each in results)
+
+    anna_now = await clients.get(api.context.db, anna.id)
+    assert (anna_now.tags, anna_now.timezone, anna_now.version) == (["vip"], "Asia/Omsk", 2)
+    other = await clients.get(api.context.db, results[1]["id"])
+    assert (other.tags, other.timezone) == (["new"], "Europe/Moscow")
+
+
+async def test_a_batch_of_the_wrong_kind_is_refused_whole(api: Api) -> None:
+    for body, pointer in (
+        ({}, "/items"),
+        ({"items": None}, "/items"),
+        ({"items": {}}, "/items"),
+        ({"items": [{"phone": "79161234567"}] * 1001}, "/items"),
+        ({"items": [], "more": 1}, "/more"),
+        ([], ""),
+    ):
+        assert (await api.post("/clients/batch", body)).pointers() == [pointer]
+    assert (await api.post("/clients/batch", {"items": []})).json == {"items": []}
+
+
+async def test_a_batch_of_a_thousand_and_of_megabytes(api: Api) -> None:
+    items = [{"phone": str(79160000000 + n), "attributes": {"a": "x" * 7000}} for n in range(1000)]
+    reply = await api.post("/clients/batch", {"items": items})
+    assert reply.status == 200, reply.body
+    assert {each["status"] for each in reply.json["items"]} == {"created"}
+    assert (await api.post("/clients/batch", {"items": items * 2})).status == 413

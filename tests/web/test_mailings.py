@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from notifier.models import MailingStatus
+from notifier.storage import gateways
+from notifier.storage.database import Pool
+from notifier.web.base import GatewayDefaults
+from tests.web.conftest import Api, MakeApi
+
+FIELDS = [
+    "id", "name", "text", "filter", "starts_at", "ends_at", "window", "priority", "status", "status_reason", "audience",
+    "created_at", "updated_at",
+]  # fmt: skip
+LATER = {"text": "Hi", "starts_at": "2100-01-01T00:00:00Z", "ends_at": "2100-01-02T00:00:00Z"}
+
+
+async def made(api: Api, **changes: Any) -> dict[str, Any]:
+    reply = await api.post("/mailings", {**LATER, **changes})
+    assert reply.status == 201, reply.body
+    mailing: dict[str, Any] = reply.json
+    return mailing
+
+
+async def set_status(db: Pool, mailing: dict[str, Any], status: str) -> str:
+    """Put the mailing there as the scheduler would; returns its path."""
+    begun = status in ("running", "paused")
+    await db.execute(
+        "UPDATE mailings SET status = $2::text::mailing_status, horizon = $3 WHERE id = $1",
+        mailing["id"],
+        status,
+        0 if begun else None,
+    )
+    return f"/mailings/{mailing['id']}"
+
+
+async def test_a_mailing_is_made_read_changed_and_deleted(api: Api) -> None:
+    made = await api.post(
+        "/mailings",
+        {
+            "name": "Sale",
+            "text": "Half the price",
+            "filter": {"operator_codes": ["916", "926", "916"], "tags": ["vip"]},
+            "starts_at": "2100-01-01T12:00:00+03:00",
+            "ends_at": "2100-01-02T00:00:00.5Z",
+            "window": {"from": "21:30", "to": "09:00"},
+            "priority": -3,
+        },
+    )
+    assert made.status == 201, made.body
+    assert list(made.json) == FIELDS
+    path = f"/mailings/{made.json['id']}"
+    assert made.headers["Location"] == f"/api/v1{path}"
+    assert made.headers["ETag"] == '"1"'
+    assert {**made.json, "id": 0, "created_at": 0, "updated_at": 0} == {
+        "id": 0,
+        "name": "Sale",
+        "text": "Half the price",
+        "filter": {"operator_codes": ["916", "926"], "tags": ["vip"]},
+        "starts_at": "2100-01-01T09:00:00.000000Z",
+        "ends_at": "2100-01-02T00:00:00.500000Z",
+        "window": {"from": "21:30", "to": "09:00"},
+        "priority": -3,
+        "status": "scheduled",
+        "status_reason": None,
+        "audience": 0,
+        "created_at": 0,
+        "updated_at": 0,
+    }
+    assert len(api.woken) == 1
+    read = await api.get(path)
+    assert (read.status, read.json, read.headers["ETag"]) == (200, made.json, '"1"')
+
+    changes: dict[str, Any] = {"name": None, "text": "All gone", "filter": {}, "window": None, "priority": 10}
+    changed = await api.patch(path, changes)
+    assert changed.status == 200
+    assert changed.headers["ETag"] == '"2"'
+    assert {**changed.json, "updated_at": 0} == {**made.json, **changes, "updated_at": 0}
+    assert len(api.woken) == 2
+
+    assert (await api.delete(path)).status == 204
+    assert len(api.woken) == 3
+    for method in ("GET", "PATCH", "DELETE"):
+        assert (await api.call(method, path, {} if method == "PATCH" else None)).status == 404
+    for verb in ("start", "pause", "resume", "cancel"):
+        assert (await api.post(f"{path}/{verb}")).status == 404
+
+
+async def test_little_is_required(api: Api) -> None:
+    """A mailing without a start begins now; nulls say the same as nothing."""
+    least: dict[str, Any] = {"text": "Hi", "ends_at": "2100-01-01T00:00:00Z"}
+    nulls = {**least, "name": None, "window": None, "starts_at": None, "filter": {}, "draft": False}
+    for body in (least, nulls):
+        made = (await api.post("/mailings", body)).json
+        assert (made["name"], made["filter"], made["window"], made["priority"]) == (None, {}, None, 0)
+        started = datetime.fromisoformat(made["starts_at"])
+        assert abs(datetime.now(UTC) - started) < timedelta(seconds=10)
+        assert made["starts_at"] == made["created_at"]
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"text": None}, "/text"),
+    ({"text": 5}, "/text"),
+    ({"text": ""}, "/text"),
+    ({"text": " \n\t"}, "/text"),
+    ({"text": "x" * 10_001}, "/text"),
+    ({"text": "a\0b"}, "/text"),
+    ({"name": ""}, "/name"),
+    ({"name": "x" * 201}, "/name"),
+    ({"name": ["x"]}, "/name"),
+    ({"filter": None}, "/filter"),
+    ({"filter": []}, "/filter"),
+    ({"filter": {"tags": []}}, "/filter/tags"),
+    ({"filter": {"tags": "vip"}}, "/filter/tags"),
+    ({"filter": {"tags": ["a", 5]}}, "/filter/tags/1"),
+    ({"filter": {"tags": ["a"] * 1001}}, "/filter/tags"),
+    ({"filter": {"operator_codes": None}}, "/filter/operator_codes"),
+    ({"filter": {"operator_codes": [916]}}, "/filter/operator_codes/0"),
+    ({"filter": {"operator_codes": ["x"]}}, "/filter/operator_codes/0"),
+    ({"filter": {"operator_codes": [f"{n}" for n in range(1001)]}}, "/filter/operator_codes"),
+    ({"filter": {"phones": ["79161234567"]}}, "/filter/phones"),
+    ({"window": []}, "/window"),
+    ({"window": {"from": "09:00"}}, "/window/to"),
+    ({"window": {"from": "09:00", "to": "09:00"}}, "/window/to"),
+    ({"window": {"from": "9:00", "to": "21:00"}}, "/window/from"),
+    ({"window": {"from": "09:00", "to": "24:00"}}, "/window/to"),
+    ({"window": {"from": "09:00", "to": "21:00:00"}}, "/window/to"),
+    ({"window": {"from": "09:00", "to": "21:00\n"}}, "/window/to"),
+    ({"window": {"from": 9, "to": "21:00"}}, "/window/from"),
+    ({"window": {"from": "09:00", "to": "21:00", "zone": "UTC"}}, "/window/zone"),
+    ({"priority": 11}, "/priority"),
+    ({"priority": -11}, "/priority"),
+    ({"priority": True}, "/priority"),
+    ({"priority": "1"}, "/priority"),
+    ({"priority": 1.5}, "/priority"),
+    ({"priority": None}, "/priority"),
+    ({"priority": 2**63}, "/priority"),
+    ({"starts_at": "2100-01-01T00:00:00"}, "/starts_at"),
+    ({"starts_at": "soon"}, "/starts_at"),
+    ({"starts_at": 4102444800}, "/starts_at"),
+    ({"ends_at": None}, "/ends_at"),
+    ({"ends_at": "2100-13-01T00:00:00Z"}, "/ends_at"),
+    ({"ends_at": LATER["starts_at"]}, "/ends_at"),
+    ({"ends_at": "2099-12-31T00:00:00Z"}, "/ends_at"),
+    ({"starts_at": "2020-01-01T00:00:00Z", "ends_at": "2020-01-02T00:00:00Z"}, "/ends_at"),
+    ({"colour": "red"}, "/colour"),
+    ({"status": "running"}, "/status"),
+]
+
+
+async def test_a_bad_mailing_is_refused_with_a_pointer_and_changes_nothing(api: Api) -> None:
+    mailing = await made(api)
+    path = f"/mailings/{mailing['id']}"
+    for changes, pointer in BAD:
+        assert (await api.post("/mailings", {**LATER, **changes})).pointers() == [pointer], changes
+        assert (await api.patch(path, changes)).pointers() == [pointer], changes
+    assert (await api.get("/mailings")).json["items"] == [mailing]
+    assert len(api.woken) == 1
+
+
+async def test_what_is_missing_is_pointed_at(api: Api) -> None:
+    assert sorted((await api.post("/mailings", {"draft": 1})).pointers()) == ["/draft", "/ends_at", "/text"]
+    assert (await api.patch(f"/mailings/{(await made(api))['id']}", {"draft": True})).pointers() == ["/draft"]
+
+
+async def test_the_bounds_themselves_are_accepted(api: Api) -> None:
+    many = [f"{n:03}" for n in range(1000)]
+    mailing = await made(
+        api, text="я" * 10_000, name="я" * 200, priority=10, filter={"operator_codes": many, "tags": many}
+    )
+    assert mailing["filter"] == {"operator_codes": many, "tags": many}
+
+
+@pytest.mark.parametrize(
+    ("verb", "sources", "target"),
+    [
+        ("start", {"draft"}, "scheduled"),
+        ("pause", {"scheduled", "running"}, "paused"),
+        ("resume", {"paused"}, "running"),
+        ("cancel", {"draft", "scheduled", "running", "paused"}, "cancelled"),
+    ],
+)
+async def test_actions_are_allowed_where_the_status_allows_them(
+    api: Api, db: Pool, verb: str, sources: set[str], target: str
+) -> None:
+    for status in MailingStatus:
+        path = await set_status(db, await made(api), status)
+        woken = len(api.woken)
+        reply = await api.post(f"{path}/{verb}")
+        if status in sources:
+            assert (reply.status, reply.json["status"], reply.headers["ETag"]) == (200, target, '"2"')
+            assert len(api.woken) == woken + 1
+        else:
+            assert (reply.status, len(api.woken)) == (409, woken)
+            assert (await api.get(path)).json["status"] == status
+
+
+async def test_a_draft_waits_to_be_started(api: Api) -> None:
+    mailing = await made(api, draft=True)
+    assert mailing["status"] == "draft"
+    started = await api.post(f"/mailings/{mailing['id']}/start", {})
+    assert (started.status, started.json["status"]) == (200, "scheduled")
+
+
+async def test_after_the_start_some_fields_are_fixed_and_after_the_end_all(api: Api, db: Pool) -> None:
+    path = await set_status(db, await made(api), "running")
+    fixed: list[dict[str, Any]] = [{"filter": {}}, {"starts_at": LATER["starts_at"]}]
+    for change in fixed:
+        assert (await api.patch(path, change)).status == 409
+    free = {"name": "n", "text": "t", "ends_at": "2100-01-03T00:00:00.000000Z", "window": None, "priority": 1}
+    reply = await api.patch(path, free)
+    assert (reply.status, {key: reply.json[key] for key in free}) == (200, free)
+    assert (await api.patch(path, {"ends_at": "2020-01-01T00:00:00Z"})).pointers() == ["/ends_at"]
+
+    for status in ("finished", "cancelled"):
+        path = await set_status(db, await made(api), status)
+        assert (await api.patch(path, {"name": "n"})).status == 409
+
+
+async def test_an_edit_of_an_older_version_is_refused(api: Api) -> None:
+    path = f"/mailings/{(await made(api))['id']}"
+    assert (await api.patch(path, {"priority": 1}, headers={"If-Match": '"1"'})).status == 200
+    for method, suffix, body in (
+        ("PATCH", "", {"priority": 2}),
+        ("POST", "/pause", None),
+        ("POST", "/cancel", None),
+        ("DELETE", "", None),
+    ):
+        assert (await api.call(method, path + suffix, body, headers={"If-Match": '"1"'})).status == 412
+    assert (await api.get(path)).json["priority"] == 1
+    assert (await api.post(f"{path}/pause", headers={"If-Match": '"2"'})).status == 200
+
+
+async def test_a_repeated_post_makes_one_mailing(api: Api) -> None:
+    replies = await asyncio.gather(*(api.post("/mailings", LATER, headers={"Idempotency-Key": "k"}) for _ in range(3)))
+    assert {reply.status for reply in replies} <= {201, 409}
+    again = await api.post("/mailings", LATER, headers={"Idempotency-Key": "k"})
+    assert again.status == 201
+    assert [mailing["id"] for mailing in (await api.get("/mailings")).json["items"]] == [again.json["id"]]
+
+
+async def test_mailings_are_listed_newest_first_page_by_page(api: Api, db: Pool) -> None:
+    """Seven mailings, the odd ones cancelled, the last one deleted."""
+    all_made = [await made(api, name=f"{n}") for n in range(7)]
+    for mailing in all_made[1::2]:
+        await set_status(db, mailing, "cancelled")
+    await api.delete(f"/mailings/{all_made[-1]['id']}")
+
+    async def listed(query: str) -> list[str]:
+        names: list[str] = []
+        cursor = ""
+        while True:
+            page = (await api.get(f"/mailings?limit=2{query}{cursor}")).json
+            assert len(page["items"]) <= 2
+            names += [mailing["name"] for mailing in page["items"]]
+            if page["next_cursor"] is None:
+                return names
+            cursor = f"&cursor={page['next_cursor']}"
+
+    assert await listed("") == ["5", "4", "3", "2", "1", "0"]
+    assert await listed("&status=cancelled") == ["5", "3", "1"]
+    assert await listed("&status=finished") == []
+    [newest] = (await api.get("/mailings?limit=1")).json["items"]
+    assert list(newest) == FIELDS
+    for query, parameter in (
+        ("status=done", "status"),
+        ("limit=0", "limit"),
+        ("cursor=x", "cursor"),
+        ("page=2", "page"),
+    ):
+        assert (await api.get(f"/mailings?{query}")).pointers() == [parameter]
+
+
+async def test_what_a_mailing_waits_for_is_said(make_api: MakeApi, db: Pool) -> None:
+    api = make_api()
+    mailing = await made(api)
+    path = await set_status(db, mailing, "running")
+
+    async def reason(api: Api) -> Any:
+        [listed] = (await api.get("/mailings")).json["items"]
+        shown = (await api.get(path)).json
+        assert shown == listed
+        return shown["status_reason"]
+
+    assert await reason(api) is None
+    assert await reason(make_api(pause_all=True)) == "paused_by_settings"
+    await gateways.pause(db, "default")
+    assert await reason(api) == "gateway_paused"
+    await gateways.resume(db, "default")
+    await gateways.misconfigured(db, "default", "unauthorized")
+    assert await reason(api) == "gateway_misconfigured"
+    none = GatewayDefaults(None, 100, 0.0, 15.0, "retry")
+    assert await reason(make_api(gateway=none)) == "gateway_unconfigured"
+    for status in ("draft", "paused", "cancelled"):
+        await set_status(db, mailing, status)
+        assert await reason(make_api(gateway=none)) is None
+
+
+async def test_what_is_no_id_is_not_found(api: Api) -> None:
+    for text in ("0", "-1", "1.0", "x", "9223372036854775808", "00", "%00"):
+        for path in (f"/mailings/{text}", f"/mailings/{text}/statistics", f"/mailings/{text}/messages"):
+            assert (await api.get(path)).status == 404, path
+        assert (await api.post(f"/mailings/{text}/start")).status == 404, text

@@ -1,0 +1,663 @@
+"""The admin as a browser without JavaScript sees it: forms, redirects, cookies, over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from html import unescape
+from html.parser import HTMLParser
+from zoneinfo import ZoneInfo
+
+import pytest
+from aiohttp import FormData
+
+from notifier import models
+from notifier.errors import Invalid, Problem
+from notifier.models import Status
+from notifier.storage.database import Pool
+from notifier.web.base import Caller, digest_of
+from notifier.web.pages import words
+from notifier.web.pages.base import Form, Progress, as_text, read_time, several, show_time
+from notifier.web.routes import ROUTES
+from tests.storage.test_messages import insert_attempts, insert_clients, insert_everything, insert_mailing, insert_slice
+from tests.web.conftest import TOKEN, Api, MakeApi
+
+SCRIPT = "<script>alert(1)</script>"
+SOON = "2200-01-01T00:00"
+
+
+class Fields(HTMLParser):
+    """What a browser would send back: the values of the form with this action, buttons left out."""
+
+    def __init__(self, html: str, action: str) -> None:
+        super().__init__()
+        self.action, self.values, self.inside, self.area = action, dict[str, str](), False, ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "form":
+            self.inside = given.get("action") == self.action
+        name = given.get("name") or ""
+        if self.inside and tag == "input" and (given.get("type") != "radio" or "checked" in given):
+            self.values[name] = given.get("value") or ""
+        if self.inside and tag == "textarea":
+            self.area, self.values[name] = name, ""
+
+    def handle_data(self, data: str) -> None:
+        if self.area:
+            self.values[self.area] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "textarea" and self.area:
+            self.values[self.area] = self.values[self.area].removeprefix("\n")
+            self.area = ""
+
+
+@dataclass
+class Shown:
+    """A page that was answered."""
+
+    status: int
+    headers: dict[str, str]
+    html: str
+
+    @property
+    def text(self) -> str:
+        """What is to be read on it."""
+        return " ".join(unescape(re.sub(r"<[^>]*>", " ", self.html)).split())
+
+    @property
+    def location(self) -> str:
+        assert self.status == 303, (self.status, self.text)
+        return self.headers["Location"]
+
+    def form(self, action: str) -> dict[str, str]:
+        """The values of the form with this action."""
+        values = Fields(self.html, action).values
+        assert values, f"no form {action}: {self.text}"
+        return values
+
+    def error(self, name: str) -> str:
+        """What is said beside a field."""
+        match = re.search(rf'id="{name}-error">(.*?)</small>', self.html, re.S)
+        assert match, (name, self.text)
+        return unescape(re.sub(r"<[^>]*>", "", match[1]))
+
+
+@dataclass
+class Browser:
+    """Follows no link by itself, keeps cookies."""
+
+    api: Api
+    cookies: dict[str, str] = field(default_factory=dict)
+
+    async def call(self, method: str, path: str, data: FormData | None = None, **headers: str) -> Shown:
+        cookie = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        self.api.token = None
+        reply = await self.api.call(method, f"/{path}", data=data, headers={"Cookie": cookie, **headers})
+        for line in reply.headers.getall("Set-Cookie", []):
+            name, _, value = line.partition(";")[0].partition("=")
+            self.cookies[name] = value.strip('"')
+            if not value.strip('"'):
+                del self.cookies[name]
+        return Shown(reply.status, dict(reply.headers), reply.body.decode())
+
+    async def get(self, path: str, **headers: str) -> Shown:
+        return await self.call("GET", path, **headers)
+
+    async def post(self, path: str, values: dict[str, str], **headers: str) -> Shown:
+        data = FormData()
+        for name, value in values.items():
+            data.add_field(name, value)
+        return await self.call("POST", path, data, **headers)
+
+    async def submit(self, page: str, action: str, /, **changes: str) -> Shown:
+        """Open a page, change some fields of its form, and send it."""
+        form = (await self.get(page)).form(action)
+        return await self.post(action, form | changes)
+
+    async def press(self, page: str, action: str, /, **changes: str) -> Shown:
+        """Submit, and look at the page it leads to."""
+        return await self.get((await self.submit(page, action, **changes)).location)
+
+    async def log_in(self, token: str = TOKEN) -> Browser:
+        assert (await self.submit("/admin/login", "/admin/login", token=token)).location == "/admin/"
+        return self
+
+
+@pytest.fixture
+def browser(api: Api) -> Browser:
+    return Browser(api)
+
+
+# ---- the session
+
+
+async def test_every_page_needs_a_session_and_leads_back_after_the_log_in(browser: Browser) -> None:
+    for route in ROUTES:
+        if route.path.startswith("/admin/") and route.access.get("GET"):
+            path = re.sub(r"\{\w+\}", "1", route.path)
+            assert (await browser.get(path)).status == 303, path
+    assert (await browser.get("/admin/clients?tag=vip")).location == "/admin/login?next=%2Fadmin%2Fclients%3Ftag%3Dvip"
+
+    assert (await browser.get("/admin/")).location == "/admin/login"
+    done = await browser.submit("/admin/login?next=%2Fadmin%2Fclients%3Ftag%3Dvip", "/admin/login", token=TOKEN)
+    assert done.location == "/admin/clients?tag=vip"
+    assert (await browser.get(done.location)).status == 200
+    assert (await browser.get("/admin/login")).location == "/admin/"
+
+    assert "You are logged out." in (await browser.press("/admin/", "/admin/logout")).text
+    assert (await browser.get("/admin/")).status == 303
+
+
+@pytest.mark.parametrize("elsewhere", ["//elsewhere.example/", "https://elsewhere.example", "/docs/", "/admin/\\x\r\n"])
+async def test_the_log_in_leads_nowhere_else(browser: Browser, elsewhere: str) -> None:
+    done = await browser.submit("/admin/login", "/admin/login", token=TOKEN, next=elsewhere)
+    assert done.location == "/admin/"
+
+
+async def test_a_wrong_token_is_told_and_guessing_is_slow(browser: Browser) -> None:
+    form = (await browser.get("/admin/login")).form("/admin/login")
+    replies = await asyncio.gather(
+        *(browser.post("/admin/login", form | {"token": f"wrong-token-{n}"}) for n in range(8))
+    )
+    assert sorted(reply.status for reply in replies) == [403] * 5 + [429] * 3
+    refused = next(reply for reply in replies if reply.status == 403)
+    assert "not known" in refused.error("token")
+    assert "wrong-token" not in refused.html
+    assert "session" not in browser.cookies
+    await browser.log_in()
+
+
+async def test_cookies_are_for_these_pages_only_and_tell_no_token(browser: Browser) -> None:
+    page = (await browser.get("/admin/login")).form("/admin/login")
+    reply = await browser.post("/admin/login", page | {"token": TOKEN})
+    cookie = reply.headers["Set-Cookie"]
+    assert cookie.startswith("session=")
+    for word in ("HttpOnly", "SameSite=Lax", "Path=/admin", "expires="):
+        assert word in cookie
+    assert "Secure" not in cookie  # over http nobody could log in
+    assert TOKEN not in "".join(browser.cookies.values())
+
+    browser.cookies["session"] = browser.cookies["session"][:-1] + "0"
+    assert (await browser.get("/admin/")).status == 303
+
+
+async def test_a_session_ends_with_its_token_and_may_what_the_token_may(make_api: MakeApi) -> None:
+    known = {digest_of("reader"): Caller("reader", digest_of("reader"), frozenset({"mailings:read", "clients:read"}))}
+
+    async def tokens(digest: bytes) -> Caller | None:
+        return known.get(digest)
+
+    browser = await Browser(make_api(tokens=tokens)).log_in("reader")
+    page = await browser.get("/admin/mailings")
+    assert page.status == 200
+    assert "New mailing" not in page.text
+    refused = await browser.get("/admin/mailings/new")
+    assert refused.status == 403
+    assert "lacks the scope mailings:write" in refused.text
+    assert (await browser.get("/admin/gateways/default")).status == 403
+
+    known.clear()
+    assert (await browser.get("/admin/mailings")).location.startswith("/admin/login")
+    live = await browser.get("/admin/mailings", **{"HX-Request": "true"})
+    assert (live.status, live.headers["HX-Refresh"], live.html) == (200, "true", "")
+
+
+async def test_a_form_from_elsewhere_is_refused(browser: Browser) -> None:
+    await browser.log_in()
+    values = {"name": "forged", "text": "x", "audience": "everybody", "ends_at": SOON}
+    for forged in ({}, {"_xsrf": "2|00000000|00000000000000000000000000000000|0"}):
+        refused = await browser.post("/admin/mailings", values | forged)
+        assert refused.status == 403
+        assert "This form is not valid any more" in refused.text
+    assert "forged" not in (await browser.get("/admin/mailings")).text
+
+
+async def test_pages_take_nothing_from_elsewhere(browser: Browser) -> None:
+    await browser.log_in()
+    page = await browser.get("/admin/")
+    assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+    assert "unsafe" not in page.headers["Content-Security-Policy"]
+    assert page.headers["Cache-Control"] == "no-store"
+    for address in re.findall(r'(?:src|href)="([^"]*)"', page.html):
+        assert address.startswith(("/", "#")), address
+        if address.startswith("/static/"):
+            assert (await browser.get(address)).status == 200, address
+    assert not re.search(r"<script(?![^>]*src)|\sstyle=|\son\w+=", page.html)
+
+
+# ---- errors
+
+
+async def test_errors_are_pages(browser: Browser) -> None:
+    await browser.log_in()
+    for path in ("/admin/nothing", "/admin/mailings/999", "/admin/mailings/x", "/admin/clients/0", "/admin/messages/1",
+                 "/admin/gateways/%00", "/admin/gateways/none", "/admin/mailings/1/start"):  # fmt: skip
+        page = await browser.get(path)
+        assert page.status == 404, path
+        assert "<h1>There is no such thing</h1>" in page.html
+        assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert "Log out" in page.text
+    assert (await browser.get("/admin/mailings?status=done")).status == 422
+    assert (await browser.get("/admin/mailings?cursor=%00")).status == 422
+    assert (await browser.get("/admin/logout")).status == 405
+    assert (await browser.get("/admin/mailings/999", **{"HX-Request": "true"})).headers["HX-Refresh"] == "true"
+
+
+async def test_a_database_that_is_away_is_told(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    await db.close()
+    for path in ("/admin/", "/admin/mailings", "/admin/clients/1"):
+        page = await browser.get(path)
+        assert (page.status, page.headers["Retry-After"]) == (503, "2")
+        assert "Nothing is lost" in page.text
+
+
+# ---- mailings
+
+
+async def test_a_mailing_is_made_changed_started_paused_resumed_and_cancelled(browser: Browser) -> None:
+    await browser.log_in()
+    assert "There are no mailings yet" in (await browser.get("/admin/mailings")).text
+    made = await browser.submit(
+        "/admin/mailings/new", "/admin/mailings",
+        name="Spring sale", text="Half the price.\r\nTwo days.", operator_codes="916, 926,916", tags='vip, "a, b"',
+        starts_at="2199-12-31T12:00", ends_at=SOON, window_from="09:00", window_to="21:00", priority="3", draft="1",
+    )  # fmt: skip
+    path = made.location
+    page = await browser.get(path)
+    assert "“Spring sale” is kept as a draft." in page.text
+    for word in ("Draft", "operator 916, 926 and", "a, b", "31 Dec 2199, 12:00 UTC", "09:00–21:00", "nothing is sent"):
+        assert word in page.text, word
+    assert "Half the price.\nTwo days." in page.html
+    assert "Spring sale" not in (await browser.get(path)).text.split("Mailings")[0]  # the message is shown once
+    assert len(browser.api.woken) == 1
+
+    assert browser.api.context.default_timezone == "UTC"
+    changed = await browser.press(f"{path}/edit", f"{path}/edit", name="Sale", window_from="", window_to="", tags="")
+    assert "“Sale” is changed." in changed.text
+    assert "Hours any" in changed.text
+
+    assert "“Sale” is started." in (await browser.press(path, f"{path}/start")).text
+    assert "is paused" in (await browser.press(path, f"{path}/pause")).text
+    assert "goes on" in (await browser.press(path, f"{path}/resume")).text
+    assert "Cancel “Sale”?" in (await browser.get(f"{path}/cancel")).text
+    assert "is cancelled" in (await browser.press(f"{path}/cancel", f"{path}/cancel")).text
+    again = await browser.press(f"{path}/cancel", f"{path}/cancel")
+    assert "A mailing that is cancelled cannot cancel." in again.text
+    assert "It is over" in (await browser.get((await browser.get(f"{path}/edit")).location)).text
+
+    assert "is deleted" in (await browser.press(f"{path}/delete", f"{path}/delete")).text
+    assert (await browser.get(path)).status == 404
+
+
+async def test_errors_stand_beside_their_fields_and_the_values_stay(browser: Browser) -> None:
+    await browser.log_in()
+    given = {
+        "name": "n" * 201, "text": "  ", "audience": "some", "operator_codes": "916, 9x6", "tags": "t" * 65,
+        "starts_at": "tomorrow", "ends_at": "2020-01-01T10:00", "window_from": "09:00", "window_to": "",
+        "priority": "11",
+    }  # fmt: skip
+    page = await browser.submit("/admin/mailings/new", "/admin/mailings", **given)
+    assert page.status == 422
+    assert "{" not in page.text
+    assert page.error("name") == "This must have 0 to 200 characters; this has 201."
+    assert "blank" in page.error("text") or "white space" in page.error("text")
+    assert page.error("operator_codes").startswith("“9x6” must consist of digits")
+    assert page.error("tags").startswith("“tttt")
+    assert page.error("starts_at") == "This is no time: write it like 2026-01-31T09:00."
+    assert page.error("window_to") == "This is required."
+    assert page.error("priority") == "This must be from -10 to 10."
+    assert page.form("/admin/mailings") | given == page.form("/admin/mailings")
+    assert 'aria-invalid="true" aria-describedby="priority-error priority-hint"' in page.html
+
+    good = {**given, "name": "", "text": "x", "operator_codes": "", "tags": "", "starts_at": "", "window_from": "",
+            "priority": "0"}  # fmt: skip
+    page = await browser.submit("/admin/mailings/new", "/admin/mailings", **good)
+    assert page.error("audience") == "Give an operator code or a tag, or choose everybody."
+    page = await browser.submit(
+        "/admin/mailings/new", "/admin/mailings", **{**good, "tags": "a", "audience": "everybody"}
+    )
+    assert page.error("audience").startswith("Everybody is chosen, but")
+    good["audience"] = "everybody"
+    page = await browser.submit("/admin/mailings/new", "/admin/mailings", **good)
+    assert page.error("ends_at").startswith("The mailing would be over already")
+    page = await browser.submit("/admin/mailings/new", "/admin/mailings", **{**good, "ends_at": ""})
+    assert page.error("ends_at") == "This is required."
+    times = {"starts_at": SOON, "ends_at": "2199-01-01T00:00"}
+    page = await browser.submit("/admin/mailings/new", "/admin/mailings", **{**good, **times})
+    assert page.error("ends_at") == "This must be after the start."
+    hours = {"window_from": "09:00", "window_to": "09:00", "ends_at": SOON}
+    page = await browser.submit("/admin/mailings/new", "/admin/mailings", **{**good, **hours})
+    assert page.error("window_to").startswith("This must differ from the beginning")
+    assert not browser.api.woken
+
+
+async def test_a_form_sent_twice_makes_one_mailing(browser: Browser) -> None:
+    await browser.log_in()
+    form = (await browser.get("/admin/mailings/new")).form("/admin/mailings")
+    form |= {"text": "once", "audience": "everybody"}
+    replies = await asyncio.gather(*(browser.post("/admin/mailings", form) for _ in range(5)))
+    assert {reply.location for reply in replies} == {replies[0].location}
+    assert (await browser.get("/admin/mailings")).html.count("<tr>") == 2  # with its head
+
+    changed = await browser.post("/admin/mailings", form | {"text": "twice"})
+    assert changed.status == 422
+    assert (await browser.post("/admin/mailings", changed.form("/admin/mailings"))).location != replies[0].location
+
+
+async def test_an_edit_of_an_older_version_shows_the_newer_values(browser: Browser) -> None:
+    await browser.log_in()
+    path = (await browser.submit("/admin/mailings/new", "/admin/mailings", text="a", tags="t", draft="1")).location
+    form = (await browser.get(f"{path}/edit")).form(f"{path}/edit")
+    await browser.press(f"{path}/edit", f"{path}/edit", text="theirs", name="Theirs")
+
+    refused = await browser.post(f"{path}/edit", form | {"text": "mine"})
+    assert refused.status == 412
+    assert "Somebody changed this mailing while you did" in refused.text
+    assert "Now: theirs" in refused.text
+    assert refused.form(f"{path}/edit")["text"] == "mine"
+    assert "theirs" in (await browser.get(path)).text
+
+    saved = await browser.post(f"{path}/edit", refused.form(f"{path}/edit"))
+    assert "mine" in (await browser.get(saved.location)).text
+    assert (await browser.post(f"{path}/edit", form | {"version": "x"})).status == 412
+
+
+async def test_an_edit_sends_only_what_was_touched(make_api: MakeApi, db: Pool) -> None:
+    browser = await Browser(make_api(default_timezone="Europe/Berlin")).log_in()
+    # The second 02:30 of the night the clocks go back, and a second that no field shows.
+    ends_at = datetime(2199, 10, 27, 1, 30, tzinfo=UTC).replace(microsecond=123)
+    mailing_id = await db.fetchval("INSERT INTO mailings (starts_at, ends_at, status, filter) "
+                                   "VALUES (now(), $1, 'draft', '{\"tags\": [\"a,b\"]}') RETURNING id", ends_at)  # fmt: skip
+    await db.execute("INSERT INTO mailing_texts (mailing_id, version, text) VALUES ($1, 1, 'x')", mailing_id)
+    path = f"/admin/mailings/{mailing_id}"
+    assert "CET" in (await browser.get(path)).text
+
+    await browser.press(f"{path}/edit", f"{path}/edit", name="touched")
+
+    row = await db.fetchrow("SELECT name, ends_at, filter FROM mailings WHERE id = $1", mailing_id)
+    assert row is not None
+    assert dict(row) == {"name": "touched", "ends_at": ends_at, "filter": {"tags": ["a,b"]}}
+
+
+async def test_after_the_start_the_audience_is_settled(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    mailing_id = await insert_everything(db, "running")
+    path = f"/admin/mailings/{mailing_id}/edit"
+    page = await browser.get(path)
+    assert "are settled" in page.text
+    assert "operator_codes" not in page.form(path)
+    done = await browser.press(path, path, text="another", audience="everybody", starts_at="2000-01-01T00:00")
+    assert "is changed" in done.text
+
+    await db.execute("UPDATE mailings SET status = 'finished', over_at = now()")
+    late = await browser.post(path, page.form(path) | {"version": "2", "text": "too late"})
+    assert late.status == 409
+    assert "nothing can be changed any more" in late.text
+
+
+@pytest.mark.parametrize("status", ["running", "finished"])
+async def test_a_mailing_shows_its_numbers_and_its_messages_by_status(browser: Browser, db: Pool, status: str) -> None:
+    await browser.log_in()
+    mailing_id = await insert_everything(db, status)
+    path = f"/admin/mailings/{mailing_id}"
+    page = await browser.get(path)
+    assert page.status == 200
+    assert ('hx-trigger="every 1s"' in page.html) == (status == "running")
+    live = await browser.get(path, **{"HX-Request": "true"})
+    assert live.html.strip().startswith('<div id="live"')
+    assert "<html" not in live.html
+    for each in Status:
+        listed = await browser.get(f"{path}?status={each}")
+        assert listed.status == 200
+        assert 'aria-current="true"' in listed.html
+    older = re.search(r'href="([^"]*)" rel="next"', page.html)
+    assert older
+    assert "« Newest" in (await browser.get(unescape(older[1]).partition("#")[0])).text
+    for name in (f"/admin/mailings?status={status}", "/admin/"):
+        assert f'href="{path}"' in (await browser.get(name)).html
+
+
+async def test_the_list_goes_on_page_by_page(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    for _ in range(21):
+        await insert_mailing(db, "draft")
+    page = await browser.get("/admin/mailings?status=draft")
+    assert page.html.count("<tr>") == 1 + 20
+    older = re.search(r'href="([^"]*)" rel="next"', page.html)
+    assert older
+    assert (await browser.get(unescape(older[1]))).html.count("<tr>") == 1 + 1
+    assert "No mailing is paused" in (await browser.get("/admin/mailings?status=paused")).text
+
+
+async def test_why_a_mailing_waits_is_said_in_words(make_api: MakeApi) -> None:
+    api = make_api(pause_all=True)
+    browser = await Browser(api).log_in()
+    path = (await browser.submit("/admin/mailings/new", "/admin/mailings", text="a", audience="everybody")).location
+    assert "paused by its settings (PAUSE_ALL)" in (await browser.get(path)).text
+    await browser.press("/admin/gateways/default", "/admin/gateways/default/pause")
+    assert "Waits: the gateway is paused." in (await browser.get(path)).text
+
+
+# ---- messages
+
+
+async def test_a_message_shows_its_timeline_and_an_unknown_one_is_resolved(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    mailing_id = await insert_mailing(db)
+    clients = await insert_clients(db, 2)
+    await insert_slice(db, mailing_id, 1, clients)
+    await insert_attempts(db, mailing_id, 1, ("unavailable", "retrying"), ("unknown", "unknown"))
+    await db.execute("UPDATE attempts SET detail = $1, reason = 'timeout', status_code = 408 WHERE seq = 2", SCRIPT)
+
+    page = await browser.get("/admin/messages/1")
+    for word in ("Gateway unavailable", "Outcome unknown", "No whole answer in time", "HTTP 408", "Was it sent?"):
+        assert word in page.text, word
+    assert SCRIPT not in page.html
+    assert SCRIPT in page.text or "alert(1)" in page.text
+
+    done = await browser.press("/admin/messages/1", "/admin/messages/1/resolve", **{"as": "sent"})
+    assert "counts as sent" in done.text
+    assert "Resolved by hand" in done.text
+    again = await browser.post("/admin/messages/1/resolve", page.form("/admin/messages/1/resolve") | {"as": "failed"})
+    assert "Only a message that is unknown" in (await browser.get(again.location)).text
+    wrong = await browser.post("/admin/messages/1/resolve", page.form("/admin/messages/1/resolve") | {"as": "x"})
+    assert wrong.status == 422
+
+    await browser.press(f"/admin/clients/{clients[0]}/delete", f"/admin/clients/{clients[0]}/delete")
+    gone = await browser.get("/admin/messages/1")
+    assert "Message to a deleted client" in gone.text
+    assert f"/admin/clients/{clients[0]}" not in gone.html
+    assert f"Client {clients[0]} (deleted)" in (await browser.get(f"/admin/mailings/{mailing_id}")).text
+
+
+# ---- clients
+
+
+async def test_a_client_is_added_found_changed_and_deleted(browser: Browser) -> None:
+    await browser.log_in()
+    assert "There are no clients yet" in (await browser.get("/admin/clients")).text
+    made = await browser.submit(
+        "/admin/clients/new", "/admin/clients",
+        phone="8 (916) 123-45-67", tags="vip, new", timezone="Europe/Moscow", attributes="name: Anna\ncity: Kazan: old",
+    )  # fmt: skip
+    path = made.location
+    page = await browser.get(path)
+    form = page.form(path)
+    assert "The client is added." in page.text
+    assert form["phone"] == "+7 916 123-45-67"
+    assert (form["operator_code"], form["tags"]) == ("916", "vip, new")
+    assert form["attributes"] == "name: Anna\ncity: Kazan: old"
+
+    for query in ("phone=%2B79161234567", "operator_code=916&phone=", "tag=vip"):
+        assert "+7 916 123-45-67" in (await browser.get(f"/admin/clients?{query}")).text
+    assert "No client matches" in (await browser.get("/admin/clients?tag=nobody")).text
+    wrong = await browser.get("/admin/clients?phone=12")
+    assert (wrong.status, wrong.error("phone")[:16]) == (422, "This is no phone")
+
+    changed = await browser.press(path, path, phone="+7 926 000-00-00", timezone="", attributes="name: Anna")
+    assert changed.form(path)["operator_code"] == "926"
+    assert "has not been texted" in changed.text
+    assert (await browser.post(path, form)).status == 412
+    taken = await browser.submit("/admin/clients/new", "/admin/clients", phone="+7 926 000 00 00")
+    assert taken.status == 409
+    assert taken.error("phone").startswith("Another client has this phone")
+    assert f'href="{path}"' in taken.html
+
+    assert "is deleted" in (await browser.press(f"{path}/delete", f"{path}/delete")).text
+    assert (await browser.get(path)).status == 404
+
+
+async def test_a_clients_errors_stand_beside_their_fields(browser: Browser) -> None:
+    await browser.log_in()
+    page = await browser.submit(
+        "/admin/clients/new", "/admin/clients",
+        phone="12", operator_code="x", tags="a" * 65, timezone="Mars/Base", attributes="no colon\na: 1\na: 2",
+    )  # fmt: skip
+    assert page.status == 422
+    for name in ("phone", "operator_code", "tags", "timezone", "attributes"):
+        assert page.error(name)
+    assert page.form("/admin/clients")["timezone"] == "Mars/Base"
+
+
+async def test_attributes_that_no_line_can_hold_stay(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    attributes = {"name": "Anna", "age": 7, "note": "two\nlines", "a:b": "c"}
+    client_id = await db.fetchval(
+        "INSERT INTO clients (phone, operator_code, attributes) VALUES (79161234567, '916', $1) RETURNING id",
+        attributes,
+    )
+    path = f"/admin/clients/{client_id}"
+    changed = await browser.press(path, path, attributes="name: Boris")
+    assert changed.form(path)["attributes"] == "name: Boris"
+    stored = await db.fetchval("SELECT attributes FROM clients")
+    assert stored == {**attributes, "name": "Boris"}
+
+    reset = await browser.press(path, path, operator_code="777")
+    assert reset.form(path)["operator_code"] == "777"
+    assert (await browser.press(path, path, operator_code="")).form(path)["operator_code"] == "916"
+
+
+# ---- gateways
+
+
+async def test_the_gateway_is_paused_resumed_and_limited(browser: Browser) -> None:
+    await browser.log_in()
+    path = "/admin/gateways/default"
+    assert "Running" in (await browser.get(path)).text
+    assert "nothing is sent" in (await browser.press(path, f"{path}/pause")).text
+    assert "The gateway is paused" in (await browser.get("/admin/")).text
+    assert "is resumed" in (await browser.press(path, f"{path}/resume")).text
+
+    form = (await browser.get(path)).form(path)
+    changed = await browser.press(path, path, concurrency="7", rate="2,5")
+    assert "7 requests at once, 2.5 messages a second" in changed.text
+    assert changed.form(path)["rate"] == "2.5"
+    assert (await browser.post(path, form | {"rate": "1"})).status == 412
+    wrong = await browser.submit(path, path, concurrency="many", rate="-1")
+    assert wrong.error("concurrency") == "This must be an integer."
+    assert wrong.error("rate").startswith("This must be 0")
+    assert "100 requests at once, any number" in (await browser.press(path, path, concurrency="", rate="")).text
+
+
+async def test_without_a_gateway_the_pages_say_what_to_do(make_api: MakeApi) -> None:
+    api = make_api()
+    defaults = api.context.gateway
+    browser = await Browser(make_api(gateway=type(defaults)(None, 100, 0.0, 15.0, "retry"))).log_in()
+    for path in ("/admin/", "/admin/gateways/default"):
+        assert "Set GATEWAY_URL" in (await browser.get(path)).text
+
+
+# ---- what is typed is never markup
+
+
+async def test_text_and_names_are_escaped(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    path = (
+        await browser.submit(
+            "/admin/mailings/new", "/admin/mailings",
+            name=SCRIPT, text=f"</textarea>{SCRIPT}", tags=f'"{SCRIPT}"', draft="1",
+        )
+    ).location  # fmt: skip
+    client = (
+        await browser.submit(
+            "/admin/clients/new", "/admin/clients", phone="+79161234567", tags=SCRIPT, attributes=f"{SCRIPT}: {SCRIPT}"
+        )
+    ).location
+    for each in (path, f"{path}/edit", f"{path}/delete", "/admin/mailings", "/admin/", client, "/admin/clients",
+                 f"/admin/clients?tag={SCRIPT}", f"/admin/clients?phone={SCRIPT}", f"/admin/{SCRIPT}"):  # fmt: skip
+        page = await browser.get(each)
+        assert "<script>alert" not in page.html, each
+        assert "</textarea><script" not in page.html, each
+    assert (await browser.get(f"{path}/edit")).form(f"{path}/edit")["text"] == f"</textarea>{SCRIPT}"
+    deleted = await browser.press(f"{path}/delete", f"{path}/delete")
+    assert "<script>alert" not in deleted.html
+    assert SCRIPT in unescape(deleted.html)
+
+
+# ---- parts
+
+
+def test_every_name_has_words() -> None:
+    statuses = (models.Status, models.MailingStatus, models.GatewayState, models.BreakerState, models.OnUnknown)
+    assert {str(name) for each in statuses for name in each} == {str(name) for name in words.STATUSES}
+    assert set(words.REASONS) == set(models.Reason)
+    assert set(words.OUTCOMES) == set(models.Outcome)
+    assert set(words.MEANINGS) == set(models.Status)
+    assert words.reason("something_new") == "Something new"
+    assert words.mailing_reason("something_new") == "Something new"
+
+
+def test_times_are_read_in_the_zone_and_hours_that_are_none_refused() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    assert read_time("2026-01-31T09:00", berlin) == "2026-01-31T08:00:00.000000Z"
+    assert read_time("2026-10-25T02:30", berlin) == "2026-10-25T00:30:00.000000Z"  # of two the first
+    with pytest.raises(ValueError, match=r"skip this time; 03:30 is the same moment"):
+        read_time("2026-03-29T02:30", berlin)
+    for text in ("soon", "2026-13-01T00:00", "2026-01-31T09:00Z"):
+        with pytest.raises(ValueError, match="no time"):
+            read_time(text, berlin)
+    assert read_time("0001-01-01T00:00", berlin) == "0001-01-01T00:00:00Z"  # the schema says which years
+    assert show_time(datetime(2026, 1, 31, 8, 0, 0, 5, UTC), berlin) == "2026-01-31T09:00"
+    assert show_time(datetime(2026, 1, 31, 8, 0, 7, tzinfo=UTC), berlin) == "2026-01-31T09:00:07"
+
+
+def test_times_numbers_and_phones_as_people_read_them() -> None:
+    moment = datetime(2026, 1, 31, 6, 0, 5, tzinfo=UTC)
+    assert words.moment(moment, ZoneInfo("Europe/Moscow")).replace("\xa0", " ") == "31 Jan 2026, 09:00 MSK"
+    assert words.moment(moment, ZoneInfo("Asia/Almaty"), seconds=True).endswith("11:00:05\xa0UTC+05")
+    assert words.number(1234567) == "1\u202f234\u202f567"
+    assert (words.number(2.5), words.number(2.0), words.number(1234.5)) == ("2.5", "2", "1\u202f234")
+    assert words.span(timedelta(hours=2, minutes=5, seconds=9)) == "2\xa0h 5\xa0min"
+    assert words.span(timedelta(seconds=-3)) == "0\xa0s"
+    assert words.size(1, "message") == "1 message"
+    assert (words.phone(79161234567), words.phone(None), words.phone(10**17)) == ("+7 916 123-45-67", "", f"+{10**17}")
+
+
+def test_lists_go_through_a_field_unchanged() -> None:
+    for members in (["a", "b"], ["a, b", 'say "hi"'], ["x"], [], ["a,b", "c"]):
+        assert several(as_text(members)) == members
+    assert several("a,\n b ,, \r\n c") == ["a", "b", "c"]
+    assert several("x" * 200_000) == ["x" * 200_000]
+
+
+def test_the_bar_adds_up() -> None:
+    messages = dict.fromkeys(Status, 0) | {Status.SENT: 1, Status.FAILED: 1, Status.WAITING: 2}
+    progress = Progress(4, messages)
+    assert [(each.status, each.start, each.length) for each in progress.segments] == [
+        (Status.SENT, 0.0, 250.0),
+        (Status.FAILED, 250.0, 250.0),
+    ]
+    assert (progress.open, progress.percent) == (2, 50)
+    assert Progress(0, dict.fromkeys(Status, 0)).percent == 0
+
+
+def test_a_problem_without_a_field_is_said_of_the_whole_form() -> None:
+    form = Form({"name": ""})
+    form.blame(Invalid([Problem("/elsewhere/0", "is odd"), Problem("", "is odd too")]), {})
+    assert form.errors == {"": ["elsewhere: This is odd.", "This is odd too."]}

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import re
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from notifier.web import system
+from tests.web.conftest import Api, MakeApi
+
+
+async def test_health_asks_nobody_and_readiness_does(make_api: MakeApi) -> None:
+    async def not_ready() -> str | None:
+        return "draining"
+
+    api = make_api(ready=not_ready)
+    api.token = None
+    assert (await api.get("//healthz")).status == 200
+    reply = await api.get("//readyz")
+    assert (reply.status, reply.json["detail"]) == (503, "draining")
+    ready = make_api()
+    ready.token = None
+    assert (await ready.get("//readyz")).status == 200
+
+
+async def test_metrics_name_routes_and_not_addresses(api: Api) -> None:
+    await api.get("/clients/77123")
+    await api.get("//no-such-address")
+    await api.call("BREW", "//healthz")
+    reply = await api.get("//metrics")
+    assert reply.headers["Content-Type"].startswith("text/plain")
+    text = reply.body.decode()
+    labels = [
+        sample.labels
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "notifier_http_requests_total"
+    ]
+    assert {"method": "GET", "route": "/api/v1/clients/{client_id}", "status": "404"} in labels
+    assert {"method": "GET", "route": "unmatched", "status": "404"} in labels
+    assert {"method": "other", "route": "/healthz", "status": "405"} in labels
+    assert "77123" not in text
+    assert "no-such-address" not in text
+
+
+async def test_the_docs_run_on_our_own_files(api: Api) -> None:
+    api.token = None
+    page = await api.get("//docs/")
+    assert page.status == 200
+    assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
+    files = re.findall(r'(?:src|href)="(/[^"]+)"', page.body.decode())
+    assert len(files) == 3
+    for path in files:
+        reply = await api.get(f"/{path}")
+        assert reply.status == 200
+        assert reply.headers["X-Content-Type-Options"] == "nosniff"
+    assert "<script>" not in page.body.decode()
+
+
+async def test_files_are_asked_for_again_but_not_sent_again(api: Api) -> None:
+    first = await api.get("//static/docs/docs.js")
+    assert "javascript" in first.headers["Content-Type"]
+    again = await api.get("//static/docs/docs.js", headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status, again.body) == (304, b"")
+
+
+async def test_no_file_but_those_below_static(api: Api) -> None:
+    for path in ("../server.py", "%2e%2e/server.py", "..%2f..%2fetc/passwd", "", "docs", "none.js", "docs/docs.js%00"):
+        reply = await api.get(f"//static/{path}")
+        assert reply.status in (400, 403, 404), path
+        assert reply.headers["Content-Type"] == "application/problem+json"
+
+
+async def test_where_the_short_addresses_lead(api: Api) -> None:
+    for path, target in (("/", "/admin/"), ("/docs", "/docs/")):
+        reply = await api.get(f"/{path}")
+        assert (reply.status, reply.headers["Location"]) == (302, target)
+
+
+def test_the_static_folder_is_there() -> None:
+    assert (system.STATIC / "vendor" / "swagger-ui" / "swagger-ui-bundle.js").is_file()
