@@ -1,16 +1,17 @@
 """Messages a second end to end, everything on, beside a bare aiohttp loop without a database.
 
-Both run in a process of their own, one after the other, against the same nginx with the same number of connections; the
-bare loop uses the product's own session, so what differs is the engine.
+All run one after the other in one process against the same nginx with the same number of connections; the bare loop
+uses the product's own session, so what differs is the engine. The faster of a bare run before and one after is the
+baseline.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -22,17 +23,21 @@ from notifier.delivery.gateway import Gateway
 from notifier.delivery.scheduler import Scheduler
 from notifier.models import Filter, OnUnknown, Outcome
 from notifier.storage import mailings
-from notifier.storage.database import create_pool, migrate
+from notifier.storage.database import Pool, create_pool, migrate
 from notifier.storage.embedded import running
 
+MESSAGES = 40_000
 CONNECTIONS = 128
+TARGET = 0.75
 TEXT = "Привет! Ваш заказ готов, ждём вас сегодня до 21:00."
 
+Row = tuple[str, str, str, str, str, bool]  # question, figure, baseline, ratio, target, met
 
-async def bare(url: str, messages: int, connections: int) -> float:
+
+async def bare(url: str) -> float:
     """Messages a second of as many coroutines as connections, each sending one message after the other."""
     text = orjson.dumps(TEXT)
-    ids = iter(range(1, messages + 1))
+    ids = iter(range(1, MESSAGES + 1))
     async with Gateway("default", url, "token", timeout=15) as gateway:
 
         async def run() -> None:
@@ -42,33 +47,43 @@ async def bare(url: str, messages: int, connections: int) -> float:
 
         gc.freeze()
         started = time.perf_counter()
-        await asyncio.gather(*(run() for _ in range(connections)))
-        return messages / (time.perf_counter() - started)
+        await asyncio.gather(*(run() for _ in range(CONNECTIONS)))
+        return MESSAGES / (time.perf_counter() - started)
 
 
-async def engine(url: str, dsn: str, messages: int, connections: int) -> float:
-    """Messages a second from the first to the last ledger row of one mailing."""
-    db = await create_pool(dsn, size=6, application_name="bench")
+async def clear(db: Pool, clients: int) -> None:
+    """An empty database but for so many clients."""
     await db.execute(
         "TRUNCATE clients, mailings, mailing_texts, messages, slices, batches, attempts, counters, failures, series"
     )
     await db.execute(
         "INSERT INTO clients (phone, operator_code, timezone) SELECT 79000000000 + i, '900', 'Europe/Moscow' "
         "FROM generate_series(1, $1) i",
-        messages,
+        clients,
     )
     await db.execute("VACUUM ANALYZE clients")
+
+
+def a_scheduler(db: Pool, gateway: Gateway, concurrency: int) -> Scheduler:
+    """An engine with the defaults of the settings."""
+    return Scheduler(
+        db,
+        name="bench",
+        gateway=gateway,
+        concurrency=concurrency,
+        rate=0,
+        timeout=15,
+        policy=OnUnknown.RETRY,
+        default_zone=ZoneInfo("UTC"),
+    )
+
+
+async def engine(url: str, dsn: str) -> float:
+    """Messages a second from the start of the first request to that of the last, of one mailing."""
+    db = await create_pool(dsn, size=9, application_name="bench")
+    await clear(db, MESSAGES)
     async with Gateway("default", url, "token", timeout=15) as gateway:
-        scheduler = Scheduler(
-            db,
-            name="bench",
-            gateway=gateway,
-            concurrency=connections,
-            rate=0,
-            timeout=15,
-            policy=OnUnknown.RETRY,
-            default_zone=ZoneInfo("UTC"),
-        )
+        scheduler = a_scheduler(db, gateway, CONNECTIONS)
         await scheduler.start()
         try:
             gc.freeze()
@@ -91,27 +106,22 @@ async def engine(url: str, dsn: str, messages: int, connections: int) -> float:
                 "WHERE standing = 'sent'"
             )
             assert row is not None
-            assert row["n"] == messages, f"{row['n']} of {messages} sent"
-            return messages / float(row["seconds"])
+            assert row["n"] == MESSAGES, f"{row['n']} of {MESSAGES} sent"
+            return MESSAGES / float(row["seconds"])
         finally:
             await scheduler.stop(5)
             await db.close()
 
 
-def main(url: str, messages: int = 40_000, connections: int = CONNECTIONS) -> tuple[float, float]:
-    """(engine, bare loop) in messages a second: the bare loop before and after, the faster of the two counts."""
+def rows(url: str) -> Iterator[Row]:
+    """Yield the row of the table."""
     with tempfile.TemporaryDirectory(prefix="notifier-bench-") as folder:
         Path(folder).chmod(0o711)
         with running(Path(folder, "db")) as dsn:
             migrate(dsn)
-            before = uvloop.run(bare(url, messages, connections))
-            ours = uvloop.run(engine(url, dsn, messages, connections))
-            after = uvloop.run(bare(url, messages, connections))
-    return ours, max(before, after)
-
-
-if __name__ == "__main__":
-    from bench.nginx import fast_gateway
-
-    with fast_gateway() as address:
-        print(main(address, *map(int, sys.argv[1:])))
+            before = uvloop.run(bare(url))
+            ours = uvloop.run(engine(url, dsn))
+            baseline = max(before, uvloop.run(bare(url)))
+    ratio = ours / baseline
+    question = f"messages a second, {CONNECTIONS} connections, of a bare loop"
+    yield question, f"{ours:,.0f}", f"{baseline:,.0f}", f"{ratio:.2f}", f"{TARGET}", ratio >= TARGET

@@ -1,4 +1,4 @@
-DROP TABLE idempotency_keys, gateways, replicas, series, failures, counters, attempts, batches, slices, message_ids,
+DROP TABLE idempotency_keys, erasures, gateways, replicas, series, failures, counters, attempts, batches, slices, message_ids,
     messages, mailing_texts, mailings, clients;
 DROP SEQUENCE claims;
 DROP TYPE outcome;

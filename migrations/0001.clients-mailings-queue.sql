@@ -196,12 +196,18 @@ CREATE TABLE gateways (
 ) WITH (fillfactor = 50);
 INSERT INTO gateways (name) VALUES ('default');
 
+-- Erased clients whose phone a request that was under way may yet write into the ledger.
+CREATE TABLE erasures (
+    client_id bigint PRIMARY KEY,
+    at        timestamptz NOT NULL DEFAULT now()
+);
+
 CREATE TABLE idempotency_keys (
     key        bytea PRIMARY KEY,          -- hash of token, route and key
     body       bytea NOT NULL,             -- hash of the request's body
-    status     smallint,                   -- of the answer; NULL while the first request is under way
-    headers    jsonb,
-    answer     bytea,
+    status     smallint NOT NULL,          -- of the answer
+    headers    jsonb NOT NULL,
+    answer     bytea NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX idempotency_keys_created ON idempotency_keys (created_at);

@@ -7,12 +7,14 @@ import gc
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
+import click
 import structlog
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
@@ -20,7 +22,7 @@ from tornado.netutil import bind_sockets
 from notifier import __version__, telemetry
 from notifier.delivery.gateway import Gateway
 from notifier.delivery.scheduler import Scheduler
-from notifier.errors import NotifierError
+from notifier.errors import NotifierError, SettingsError
 from notifier.models import OnUnknown
 from notifier.settings import Settings, secret_key
 from notifier.storage import database, embedded
@@ -49,6 +51,28 @@ class Service:
     url: str
     db: database.Pool
     scheduler: Scheduler | None
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Errors become words on stderr: exit 2 for what must be set differently, 1 for what went wrong.
+
+    Until a loop runs, and after it, SIGTERM unwinds as Ctrl-C does: the last one out stops the embedded PostgreSQL.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except SettingsError as error:
+        for line in error.errors:
+            click.echo(f"error: {line}", err=True)
+        click.echo("nothing was started; see: server.py config check", err=True)
+        sys.exit(2)
+    except PortTaken as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except NotifierError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from notifier import __version__, app, errors, settings, simulator
+from notifier import __version__, app, settings, simulator
 from notifier.demo import command as demo
 from notifier.storage import database, embedded
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Errors become words on stderr: exit 2 for what must be set differently, 1 for what went wrong."""
-    try:
-        yield
-    except errors.SettingsError as error:
-        for line in error.errors:
-            click.echo(f"error: {line}", err=True)
-        click.echo(f"{len(error.errors)} wrong; nothing was started (see: server.py config check)", err=True)
-        sys.exit(2)
-    except app.PortTaken as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except errors.NotifierError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,7 +28,7 @@ def main(context: click.Context) -> None:
 @main.command()
 def serve() -> None:
     """Migrate if needed, then serve API, admin pages and scheduler (the default)."""
-    with _told():
+    with app.told():
         loaded = settings.Settings.load()
         app.configure_logging(loaded)
         settings.secret_key(loaded)
@@ -61,7 +40,7 @@ def serve() -> None:
 @click.option("--status", is_flag=True, help="Say what is applied, and change nothing.")
 def migrate(status: bool) -> None:
     """Apply migrations and stop."""
-    with _told():
+    with app.told():
         loaded = settings.Settings.load()
         app.configure_logging(loaded)
         if not status:
@@ -89,7 +68,7 @@ def config() -> None:
 @config.command()
 def check() -> None:
     """Show all settings with where each came from, secrets masked; every error at once, exit 2 if any."""
-    with _told():
+    with app.told():
         loaded = settings.Settings.load()
         table = Table("setting", "value", "from")
         for row in loaded.describe():

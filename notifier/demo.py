@@ -11,7 +11,6 @@ import os
 import random
 import secrets
 import signal
-import sys
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -27,7 +26,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from rich.table import Table
 
 from notifier import app, telemetry
-from notifier.errors import NotifierError, SettingsError
+from notifier.errors import NotifierError
 from notifier.models import OVER, MailingStatus, Standing, Status, status_of
 from notifier.settings import Settings
 from notifier.simulator import Entry, Simulator, read_ledger
@@ -86,11 +85,9 @@ def command(clients: int, leave: bool, port: int | None) -> None:
     An embedded PostgreSQL in DATA_DIR/demo, sample clients, one mailing to some of them, and the simulated gateway,
     which texts nobody. DATABASE_URL and every GATEWAY_… are ignored.
     """
-    # Until the loop runs, and after it, SIGTERM is to unwind as Ctrl-C does: the last one out stops PostgreSQL.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console()
     telemetry.configure("warning", "console")  # so that the bar stays whole
-    try:
+    with app.told():
         settings = _settings(0 if leave and port is None else port)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         console.print("Starting PostgreSQL, the simulated gateway and the service …")
@@ -103,16 +100,6 @@ def command(clients: int, leave: bool, port: int | None) -> None:
             settings = replace(settings, gateway_url=gateway.url)
             if not app.run(_until_stopped(_demo(console, settings, dsn, gateway.ledger, clients, leave))) and leave:
                 raise Failed("stopped before the mailing was finished")
-    except SettingsError as error:
-        for line in error.errors:
-            click.echo(f"error: {line}", err=True)
-        sys.exit(2)
-    except app.PortTaken as error:
-        click.echo(f"error: {error}, or give --port", err=True)
-        sys.exit(2)
-    except NotifierError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
 
 
 def _settings(port: int | None) -> Settings:

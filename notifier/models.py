@@ -227,7 +227,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Local hours in which a client may be texted: ``start`` inclusive, ``end`` exclusive; start > end crosses midnight."""
+    """Local hours for texts: ``start`` inclusive, ``end`` exclusive; start > end crosses midnight."""
 
     start: time
     end: time

@@ -214,9 +214,7 @@ class Settings:
     gateway_token: str | None = _setting(
         _bearer(1), None, "JWT of the sending API; required with `GATEWAY_URL`", secret=True
     )
-    gateway_concurrency: int = _setting(
-        _whole(1, 10_000), 100, "requests in flight at most, per replica: 1..10000"
-    )
+    gateway_concurrency: int = _setting(_whole(1, 10_000), 100, "requests in flight at most, per replica: 1..10000")
     gateway_rate: float = _setting(
         _number(0), 0.0, "messages a second at most, all replicas together; 0 = no limit", shown="0"
     )
@@ -235,21 +233,17 @@ class Settings:
     bootstrap_token: str | None = _setting(
         _bearer(BOOTSTRAP_TOKEN_MIN),
         None,
-        "an API token with every scope, for first use and automation; "
-        f"at least {BOOTSTRAP_TOKEN_MIN} characters",
+        f"an API token with every scope, for first use and automation; at least {BOOTSTRAP_TOKEN_MIN} characters",
         secret=True,
     )
     secret_key: str | None = _setting(
         _long(SECRET_KEY_MIN),
         None,
-        f"signs sessions, encrypts stored secrets; at least {SECRET_KEY_MIN} characters; "
-        "required with `DATABASE_URL`",
+        f"signs sessions, encrypts stored secrets; at least {SECRET_KEY_MIN} characters; required with `DATABASE_URL`",
         secret=True,
         shown="made and kept in DATA_DIR when embedded",
     )
-    default_timezone: str = _setting(
-        _zone, "UTC", "IANA zone of a client that names none, and of the admin pages"
-    )
+    default_timezone: str = _setting(_zone, "UTC", "IANA zone of a client that names none, and of the admin pages")
     log_level: LogLevel = _setting(
         _choice("debug", "info", "warning", "error"), "info", "`debug`, `info`, `warning` or `error`"
     )
@@ -280,9 +274,7 @@ class Settings:
         errors: list[str] = []
         given = {name: (text, ".env") for name, text in _read_env_file(env_file, errors).items() if text}
         given |= {
-            name: (text, "environment")
-            for name, text in (os.environ if environ is None else environ).items()
-            if text
+            name: (text, "environment") for name, text in (os.environ if environ is None else environ).items() if text
         }
         values: dict[str, Any] = {}
         sources: dict[str, str] = {}
@@ -395,9 +387,7 @@ def _misspelt(given: Mapping[str, object]) -> list[str]:
                 # Without the prefix, which would make any two names look alike.
                 rests = [each.removeprefix(prefix) for each in known if each.startswith(prefix)]
                 close = difflib.get_close_matches(name.removeprefix(prefix), rests, n=1, cutoff=0.65)
-                errors += [
-                    f"{name}: there is no such setting; did you mean {prefix}{rest}?" for rest in close
-                ]
+                errors += [f"{name}: there is no such setting; did you mean {prefix}{rest}?" for rest in close]
     return errors
 
 

@@ -280,9 +280,7 @@ def _do_huge(do: dict[str, Any]) -> Answer:
         yield from itertools.repeat(piece, size // PIECE)
         yield piece[: size % PIECE]
 
-    return Answer(
-        200, None, _head(200, {"Content-Type": "application/json", "Content-Length": str(size)}), stream
-    )
+    return Answer(200, None, _head(200, {"Content-Type": "application/json", "Content-Length": str(size)}), stream)
 
 
 def _do_gzip_bomb(do: dict[str, Any]) -> Answer:
@@ -733,9 +731,7 @@ class Connection(asyncio.Protocol):
         """Answer what is not a request to send."""
         path = head.target.partition("?")[0]
         if path == "/" and head.method == "GET":
-            return _json(
-                200, {"simulation": True, "note": NOTE, "send": f"POST {SEND}{{id}}", "control": "/control"}
-            )
+            return _json(200, {"simulation": True, "note": NOTE, "send": f"POST {SEND}{{id}}", "control": "/control"})
         if path == "/control":
             return self._control(head.method, body)
         if path.startswith(SEND):
@@ -743,9 +739,7 @@ class Connection(asyncio.Protocol):
         return _json(404, {"error": "not found"})
 
     def _control(self, method: str, body: bytes) -> Answer:
-        if not ipaddress.ip_address(
-            self.transport.get_extra_info("peername")[0].partition("%")[0]
-        ).is_loopback:
+        if not ipaddress.ip_address(self.transport.get_extra_info("peername")[0].partition("%")[0]).is_loopback:
             return _json(403, {"error": "from this machine only"})
         gateway = self.gateway
         if method == "POST":
@@ -856,16 +850,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 @click.option("--port", default=8090, type=click.IntRange(0, 65535), help="0 takes a free one and prints it.")
 @click.option("--latency", default=0.0, metavar="MS", help="Milliseconds before each answer.")
 @click.option("--jitter", default=0.0, metavar="MS", help="Up to so many milliseconds more.")
-@click.option(
-    "--fail", default=0.0, metavar="SHARE", help="Share of requests (0..1) answered 500 and not accepted."
-)
-@click.option(
-    "--rate", default=0, metavar="N", help="429 with Retry-After beyond N requests a second; 0: no limit."
-)
+@click.option("--fail", default=0.0, metavar="SHARE", help="Share of requests (0..1) answered 500 and not accepted.")
+@click.option("--rate", default=0, metavar="N", help="429 with Retry-After beyond N requests a second; 0: no limit.")
 @click.option("--token", metavar="T", help="The one bearer token that is right. [default: any]")
-@click.option(
-    "--ledger", type=click.Path(path_type=Path, dir_okay=False), help="A JSON line per request; continued."
-)
+@click.option("--ledger", type=click.Path(path_type=Path, dir_okay=False), help="A JSON line per request; continued.")
 @click.option(
     "--script",
     "script_file",
@@ -923,9 +911,7 @@ class Simulator:
     that goes with the handle. Starting blocks for about 0.3 s: in a busy loop use ``asyncio.to_thread``.
     """
 
-    def __init__(
-        self, *, ledger: Path | None = None, port: int = 0, **options: str | int | float | Path
-    ) -> None:
+    def __init__(self, *, ledger: Path | None = None, port: int = 0, **options: str | int | float | Path) -> None:
         if ledger is None:
             folder = tempfile.mkdtemp(prefix="gateway-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)

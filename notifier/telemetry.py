@@ -119,12 +119,8 @@ CLAIMS = Counter("notifier_claims_total", "Batches claimed.", registry=REGISTRY)
 PLANNED = Counter("notifier_planned_total", "Messages planned.", registry=REGISTRY)
 TAKEOVERS = Counter("notifier_takeovers_total", "Batches taken over from the dead.", registry=REGISTRY)
 LOOP_LAG = Gauge("notifier_loop_lag_seconds", "How late the event loop runs.", registry=REGISTRY)
-BREAKER_OPEN = Gauge(
-    "notifier_breaker_open", "1 while the gateway's breaker is open.", ("gateway",), registry=REGISTRY
-)
-LOOP_ERRORS = Counter(
-    "notifier_loop_errors_total", "Polls that ended in an exception.", ("loop",), registry=REGISTRY
-)
+BREAKER_OPEN = Gauge("notifier_breaker_open", "1 while the gateway's breaker is open.", ("gateway",), registry=REGISTRY)
+LOOP_ERRORS = Counter("notifier_loop_errors_total", "Polls that ended in an exception.", ("loop",), registry=REGISTRY)
 
 
 def exposition() -> bytes:

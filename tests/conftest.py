@@ -61,7 +61,9 @@ async def poll_until(check: Callable[[], Any], timeout: float = 10.0) -> Any:  #
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not so within {timeout} s: {inspect.getsource(check).strip()}")
+            raise AssertionError(
+                f"not so within {timeout} s: {inspect.getsource(check).strip() if inspect.isfunction(check) else check}"
+            )
         await asyncio.sleep(0.01)
 
 

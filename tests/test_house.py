@@ -17,9 +17,7 @@ from notifier.settings import SETTINGS, Settings
 ROOT = Path(__file__).parent.parent
 VENDOR = ROOT / "static" / "vendor"
 # Where packages come from is each machine's own business, and so is where the checkout lies.
-OF_ONE_MACHINE = re.compile(
-    r"index-url|find-links|--registry|(?:^|[\s'\"`=(:])/(?:work|root|home|Users)/\w", re.M
-)
+OF_ONE_MACHINE = re.compile(r"index-url|find-links|--registry|(?:^|[\s'\"`=(:])/(?:work|root|home|Users)/\w", re.M)
 
 
 def text_of(path: str) -> str:

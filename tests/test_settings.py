@@ -140,9 +140,7 @@ def test_a_gateway_url_is_a_plain_base_address(url: str) -> None:
 
 
 def test_what_belongs_together_is_asked_for() -> None:
-    assert [line.split(":")[0] for line in errors_of({"GATEWAY_URL": GATEWAY["GATEWAY_URL"]})] == [
-        "GATEWAY_TOKEN"
-    ]
+    assert [line.split(":")[0] for line in errors_of({"GATEWAY_URL": GATEWAY["GATEWAY_URL"]})] == ["GATEWAY_TOKEN"]
     assert [line.split(":")[0] for line in errors_of({"DATABASE_URL": POSTGRES})] == ["SECRET_KEY"]
 
 
@@ -233,9 +231,7 @@ def test_secrets_are_masked_wherever_settings_are_shown() -> None:
     settings = Settings.load(environ, None)
     shown = {name: value for name, value, _ in settings.describe()}
     assert "hidden" not in f"{settings!r} {shown}"
-    assert (
-        shown["DATABASE_URL"] == "postgresql://user:***@one,two/db?sslpassword=***&target_session_attrs=any"
-    )
+    assert shown["DATABASE_URL"] == "postgresql://user:***@one,two/db?sslpassword=***&target_session_attrs=any"
     assert (shown["PORT"], shown["PAUSE_ALL"], shown["GATEWAY_RATE"]) == ("8080", "0", "0")
 
 

@@ -360,9 +360,7 @@ def test_a_gigabyte_takes_no_memory_here_and_holds_nobody_up() -> None:
     with Simulator() as gateway:
         assert gateway.process is not None
         before = memory(gateway.process.pid)
-        gateway.script(
-            {"match": {"id": 1}, "do": {"kind": "huge"}}, {"match": {"id": 2}, "do": {"kind": "gzip_bomb"}}
-        )
+        gateway.script({"match": {"id": 1}, "do": {"kind": "huge"}}, {"match": {"id": 2}, "do": {"kind": "gzip_bomb"}})
         with connect(gateway) as huge, connect(gateway) as bomb:
             huge.sendall(request(1))
             bomb.sendall(request(2))
@@ -530,9 +528,7 @@ def test_a_killed_gateway_goes_on_where_it_was(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "line", [b"nonsense\n", b"[]\n", b"{}\n", b'{"at":"2026-01-31T09:00:00Z","typo":1}\n']
-)
+@pytest.mark.parametrize("line", [b"nonsense\n", b"[]\n", b"{}\n", b'{"at":"2026-01-31T09:00:00Z","typo":1}\n'])
 def test_a_broken_line_in_a_ledger_is_an_error(tmp_path: Path, line: bytes) -> None:
     ledger = tmp_path / "ledger.jsonl"
     ledger.write_bytes(line)
@@ -569,9 +565,7 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
         "from pathlib import Path; from notifier.simulator import Simulator;"
         f"print(Simulator(ledger=Path({str(tmp_path)!r}) / 'ledger').start().port, flush=True); input()"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as parent:
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         port = int(parent.stdout.readline())
         parent.kill()

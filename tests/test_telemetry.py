@@ -72,9 +72,7 @@ def test_phones_are_masked_and_ids_are_not(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_phones_are_masked_in_tracebacks_of_either_kind(
-    capsys: pytest.CaptureFixture[str], log_format: str
-) -> None:
+def test_phones_are_masked_in_tracebacks_of_either_kind(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
     telemetry.configure("info", log_format)
     try:
         raise ValueError(PHONE)

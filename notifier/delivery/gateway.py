@@ -71,7 +71,7 @@ class Gateway:
         await self.close()
 
     async def send(self, message_id: int, phone: int, text: bytes) -> Answer:
-        """POST one message and classify what comes back; ``text`` is the text as JSON. Never raises but CancelledError."""
+        """POST one message and classify what comes back; ``text`` is JSON. Raises nothing but CancelledError."""
         url = URL(f"{self._base}{message_id}", encoded=True)
         body = b'{"id":%d,"phone":%d,"text":%b}' % (message_id, phone, text)
         try:

@@ -34,8 +34,8 @@ _TRANSIENT = frozenset({Outcome.UNAVAILABLE, Outcome.UNKNOWN})
 def burst(rate: float) -> tuple[float, float]:
     """The bucket's size in messages, and how many seconds a taken token is good for.
 
-    In any t seconds at most rate × t + max(1, rate × 0.2) requests start: half of the allowance is the bucket, the other
-    half is what may be started late out of a lease.
+    In any t seconds at most rate × t + max(1, rate × 0.2) requests start: half of the allowance is the bucket, the
+    other half is what may be started late out of a lease.
     """
     size = max(1.0, rate * 0.1)
     return size, max(0.02, (max(1.0, rate * 0.2) - size) / rate)
@@ -65,6 +65,7 @@ class Limits:
         self._probing = False
         self._tokens = 0
         self._tokens_until = 0.0
+        self._last_gates: tuple[object, ...] = ()
         self._hungry = False  # a start was refused for want of a token
         self._failures = 0
         self._rejected = 0
@@ -186,7 +187,8 @@ class Limits:
             errors, self._errors = self._errors, []
             await gateways.note_errors(self._db, self.name, errors)
         await self._read()
-        wait = REFRESH
+        left = self._paused_until - self._clock.at(time.monotonic())
+        wait = min(REFRESH, left + 0.001) if left > 0 else REFRESH
         if self.breaker is not BreakerState.CLOSED and not self._probing:
             wait = min(wait, await self._probe())
         if self._hungry:
@@ -199,7 +201,6 @@ class Limits:
         self._clock.set(row.now, asked)
         if self._writes:  # what was learnt meanwhile is newer than the row
             return
-        before = self._closed_for()
         self._state = row.state
         self.concurrency = self._settings[0] if row.concurrency is None else row.concurrency
         self.rate = self._settings[1] if row.rate is None else row.rate
@@ -208,11 +209,14 @@ class Limits:
         self.breaker = row.breaker
         if self.breaker is BreakerState.CLOSED:
             self._probing, self._probe_until = False, 0.0
-        if before != self._closed_for() or not self._hungry:
+        gates = self._gates()
+        if gates != self._last_gates:
+            self._last_gates = gates
             self.on_change()
 
-    def _closed_for(self) -> tuple[object, ...]:
-        return self._state, self._paused_until, self.breaker, self.concurrency, self.rate
+    def _gates(self) -> tuple[object, ...]:
+        paused = self._clock.at(time.monotonic()) < self._paused_until
+        return self._state, paused, self.breaker, self.concurrency, self.rate
 
     async def _probe(self) -> float:
         """Win the one probe of the cluster when its time has come; seconds until it has."""

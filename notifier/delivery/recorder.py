@@ -67,10 +67,12 @@ class Recorder:
         sender = self._sender
         self._kept += sender.results
         sender.results = []
-        held = [(work, result) for work, result in self._kept if not work.lost]
-        self._late += [(work.batch.seq, result) for work, result in self._kept if work.lost]
-        self._kept = held
         reports = sender.reports()
+        held = [(work, result) for work, result in self._kept if work.batch.id in sender.works]
+        self._late += [(work.batch.seq, r) for work, r in self._kept if work.batch.id not in sender.works]
+        self._kept = held
+        if not reports:
+            return
         asked = time.monotonic()
         recorded = await store(self._db, self._replica, reports, [result for _, result in held])
         self._last = time.monotonic()
@@ -109,8 +111,8 @@ class Recorder:
 async def store(db: Db, replica: int, reports: Sequence[Report], results: Sequence[Result]) -> list[Recorded]:
     """`storage.queue.record`, whatever PostgreSQL thinks of single values.
 
-    A row that came in between makes the statement run again with a younger snapshot. A value that is refused bisects the
-    flush, so that the rest is recorded; the culprit is recorded as unknown.
+    A row that came in between makes the statement run again with a younger snapshot. A value that is refused bisects
+    the flush, so that the rest is recorded; the culprit is recorded as unknown.
     """
     try:
         return await queue.record(db, replica, reports, results)

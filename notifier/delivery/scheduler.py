@@ -24,7 +24,7 @@ from notifier.delivery.planner import Planner
 from notifier.delivery.recorder import Recorder, store
 from notifier.delivery.sender import LAGGING, Sender
 from notifier.models import OnUnknown, Outcome, Reason
-from notifier.storage import mailings, queue, replicas
+from notifier.storage import clients, idempotency, mailings, queue, replicas
 from notifier.storage.database import AWAY, Db, Pool
 from notifier.storage.queue import Claimed, Report, Result
 
@@ -224,7 +224,7 @@ class Scheduler:
     # ---- the loops -----------------------------------------------------------------------------------------------
 
     async def _lifecycle(self) -> float:
-        """Begin what is due, finish what has ended, close what is worked off; then wait for the next start or end."""
+        """Begin what is due, finish what has ended, close what is worked off; wait for the next start or end."""
         if await mailings.begin_due(self._db):
             self._wake("planner")
         if await mailings.finish_ended(self._db):
@@ -256,8 +256,11 @@ class Scheduler:
         return list(self.sender.works) if self.sender is not None else []
 
     async def _purge(self) -> float:
-        """Take deleted mailings away, a slice at a time."""
-        return 0.05 if await mailings.purge(self._db) else PURGE_EVERY
+        """Take away what is not needed any more, in pieces: deleted mailings, phones of the erased, old keys."""
+        more = await mailings.purge(self._db)
+        await clients.erase_again(self._db, SETTLED_AFTER)
+        await idempotency.purge(self._db)
+        return 0.05 if more else PURGE_EVERY
 
     async def _listen(self) -> float:
         """Hear what other replicas changed; where a pooler cannot carry that, polling suffices."""
@@ -299,12 +302,12 @@ class Scheduler:
         return 0.0
 
 
-async def take_over(db: Db, replica: int, batch: Claimed, policy: OnUnknown, timeout: float) -> None:
+async def take_over(db: Db, replica: int, batch: Claimed, policy: OnUnknown, wait: float) -> None:
     """Settle a batch that was just adopted: in doubt are its ids under the mark without a ledger row.
 
-    They get an `interrupted` row and, where the policy allows another try, a batch due after the gateway's ``timeout``
-    (seconds), so that a late acceptance of the old owner still cancels it; what lies beyond the mark was not started
-    and goes back into the queue.
+    They get an `interrupted` row and, where the policy allows another try, a batch due after ``wait`` seconds (the
+    gateway's timeout), so that a late acceptance of the old owner still cancels it; what lies beyond the mark was not
+    started and goes back into the queue.
     """
     marked = batch.ids[: batch.mark]
     loaded = await queue.load(db, marked, [batch.seq] * len(marked)) if marked else []
@@ -314,7 +317,7 @@ async def take_over(db: Db, replica: int, batch: Claimed, policy: OnUnknown, tim
         if message.recorded:
             continue
         history = backoff.History(message.counted, message.declined, message.in_doubt)
-        next_ = backoff.after(Outcome.INTERRUPTED, Reason.INTERRUPTED, history, policy, wait=timeout)
+        next_ = backoff.after(Outcome.INTERRUPTED, Reason.INTERRUPTED, history, policy, wait=wait)
         results.append(
             Result(
                 batch_id=batch.id,

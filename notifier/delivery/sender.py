@@ -1,7 +1,7 @@
 """A claimed batch → requests → results.
 
-`feed` claims batches and loads strides of them; the recorder commits their marks (`recorder.py`); marked messages line up
-and are started one after the other, each with a last look at everything that could forbid it; results go back to the
+`feed` claims batches and loads strides of them; the recorder commits their marks (`recorder.py`); marked messages line
+up and are started one after the other, each with a last look at everything that could forbid it; results go back to the
 recorder. No database connection is held while a request is under way.
 """
 
@@ -38,7 +38,7 @@ AHEAD = 400
 STRIDE = 100
 # And not more than can be started in so many seconds, so that little waits under a mark when the gateway is slow.
 HORIZON = 0.4
-# A process whose last committed record is older starts nothing: it may have been stopped, and others may have taken over.
+# A process whose last committed record is older starts nothing: it may have been stopped, and its work taken over.
 FRESH = 1.0
 # No new request while the loop is this late (seconds): the API shares it.
 LAGGING = 0.020
@@ -201,7 +201,9 @@ class Sender:
 
     async def _until_due(self) -> float:
         seconds = await queue.seconds_to_next(self._db)
-        return 1.0 if seconds is None else min(1.0, seconds + 0.001) if seconds > 0 else 0.02
+        if seconds is None:
+            return 1.0
+        return min(1.0, seconds + 0.001) if seconds > 0 else LOOK_AROUND
 
     def _room(self) -> int:
         """How many more ids may be marked: free connections now, and what is started within the horizon.

@@ -1,7 +1,7 @@
 """Local hours: when a client may be texted. Pure functions of instant, window and zone.
 
-A client is inside its window when its wall clock shows a time in [start, end), whatever the zone did that night: in a gap
-the window opens when the clock has jumped past ``start``, in an overlap it may be open twice.
+A client is inside its window when its wall clock shows a time in [start, end), whatever the zone did that night: in a
+gap the window opens when the clock has jumped past ``start``, in an overlap it may be open twice.
 """
 
 from __future__ import annotations

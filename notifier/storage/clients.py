@@ -171,6 +171,8 @@ async def delete(db: Db, client_id: int, *, if_match: int | None = None) -> None
             UPDATE attempts SET phone = NULL
             FROM gone JOIN messages ON messages.client_id = gone.id
             WHERE attempts.message_id = messages.id AND attempts.phone IS NOT NULL
+        ), noted AS (
+            INSERT INTO erasures (client_id) SELECT id FROM gone
         )
         SELECT id FROM gone
         """,
@@ -180,6 +182,27 @@ async def delete(db: Db, client_id: int, *, if_match: int | None = None) -> None
     if gone is None:
         await get(db, client_id)
         raise Stale
+
+
+async def erase_again(db: Db, after: float) -> int:
+    """Erase what requests under way at the time wrote since; for clients gone for ``after`` seconds, how many."""
+    rows = await db.fetch(
+        """
+        WITH gone AS (
+            DELETE FROM erasures WHERE client_id IN (
+                SELECT client_id FROM erasures WHERE at < now() - $1 * interval '1 second'
+                LIMIT 1000 FOR UPDATE SKIP LOCKED)
+            RETURNING client_id
+        ), erased AS (
+            UPDATE attempts SET phone = NULL
+            FROM gone JOIN messages ON messages.client_id = gone.client_id
+            WHERE attempts.message_id = messages.id AND attempts.phone IS NOT NULL
+        )
+        SELECT client_id FROM gone
+        """,
+        float(after),
+    )
+    return len(rows)
 
 
 async def upsert(db: Db, items: list[dict[str, Any]]) -> list[tuple[int, bool]]:

@@ -68,9 +68,7 @@ async def names(db: Db) -> list[str]:
 
 
 async def _locked(conn: Db, name: str, if_match: int | None) -> Gateway:
-    row = await conn.fetchrow(
-        "SELECT *, clock_timestamp() AS now FROM gateways WHERE name = $1 FOR UPDATE", name
-    )
+    row = await conn.fetchrow("SELECT *, clock_timestamp() AS now FROM gateways WHERE name = $1 FOR UPDATE", name)
     if row is None:
         raise NotFound(f"There is no gateway {name!r}.")
     if if_match is not None and if_match != row["version"]:
@@ -114,6 +112,7 @@ async def _set_state(db: Db, name: str, state: GatewayState, if_match: int | Non
                 paused_until = CASE WHEN $2 = 'paused' THEN paused_until END,
                 throttles = CASE WHEN $2 = 'paused' THEN throttles ELSE 0 END,
                 breaker = CASE WHEN $2 = 'paused' THEN breaker ELSE 'closed' END,
+                retry_at = CASE WHEN $2 = 'paused' THEN retry_at END,
                 openings = CASE WHEN $2 = 'paused' THEN openings ELSE 0 END
             WHERE name = $1
             """,
@@ -143,7 +142,8 @@ async def misconfigured(db: Db, name: str, reason: str) -> None:
 async def throttle(db: Db, name: str, seconds: float | None, asked_at: datetime) -> None:
     """Pause for ``seconds`` (None: the gateway named no time) for all replicas.
 
-    ``asked_at`` is when the throttled request was started: those that were under way together count as one.
+    ``asked_at`` is when the throttled request was started: those that were under way together count as one,
+    though one of them that names a later time extends the pause.
     """
     await db.execute(
         """
@@ -151,7 +151,7 @@ async def throttle(db: Db, name: str, seconds: float | None, asked_at: datetime)
             UPDATE gateways
             SET paused_until = now() + interval '1 second'
                     * least($5, greatest($4, coalesce($2::float8, $4 * power(2, least(throttles, 12))))),
-                throttles = throttles + 1
+                throttles = throttles + (paused_until IS NULL OR paused_until <= $3)::int
             WHERE name = $1
               AND (paused_until IS NULL OR paused_until <= $3
                    OR $2::float8 > extract(epoch FROM paused_until - now()))

@@ -122,13 +122,9 @@ async def resolve(db: Db, message_id: int, decision: Decision) -> None:
                 doubtful = over and head.standing is Standing.DOUBTFUL and not head.marked
                 if head.standing is not Standing.UNKNOWN and not doubtful:
                     raise Conflict("Only a message that is unknown can be resolved.")
-                if decision == "again" and (
-                    head.status is MailingStatus.CANCELLED or head.ends_at <= head.now
-                ):
+                if decision == "again" and (head.status is MailingStatus.CANCELLED or head.ends_at <= head.now):
                     raise Conflict("The mailing is over; the message cannot be sent again.")
-                standing = {"sent": Standing.SENT, "failed": Standing.FAILED, "again": Standing.DOUBTFUL}[
-                    decision
-                ]
+                standing = {"sent": Standing.SENT, "failed": Standing.FAILED, "again": Standing.DOUBTFUL}[decision]
                 row = Result(
                     batch_id=0,
                     message_id=message_id,

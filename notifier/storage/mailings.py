@@ -19,8 +19,7 @@ LONGEST_BACKOFF = 300
 
 _SELECT = """
     SELECT m.id, m.name, t.text, m.text_version, m.filter, m.starts_at, m.ends_at, m.window_from, m.window_to,
-           m.priority, m.status, m.status_reason, m.audience, m.planned, m.version, m.created_at, m.updated_at,
-           m.horizon
+           m.priority, m.status, m.status_reason, m.audience, m.planned, m.version, m.created_at, m.updated_at
     FROM mailings m
     JOIN mailing_texts t ON t.mailing_id = m.id AND t.version = m.text_version
     WHERE m.deleted_at IS NULL
@@ -129,13 +128,18 @@ async def page(db: Db, *, status: MailingStatus | None, before: int | None, limi
 
 
 async def _locked(conn: Db, mailing_id: int, if_match: int | None) -> tuple[Mailing, bool]:
-    """The mailing, locked until the caller's transaction ends, and whether its audience is already being chosen."""
-    row = await conn.fetchrow(_SELECT + " AND m.id = $1 FOR UPDATE OF m", mailing_id)
+    """The mailing, locked until the caller's transaction ends, and whether its audience is already being chosen.
+
+    The lock comes first and alone: joined with its text, a mailing whose text was changed meanwhile would vanish.
+    """
+    row = await conn.fetchrow(
+        "SELECT version, horizon FROM mailings WHERE id = $1 AND deleted_at IS NULL FOR UPDATE", mailing_id
+    )
     if row is None:
         raise NotFound(f"There is no mailing {mailing_id}.")
     if if_match is not None and if_match != row["version"]:
         raise Stale
-    return _mailing(row), row["horizon"] is not None
+    return await get(conn, mailing_id), row["horizon"] is not None
 
 
 async def edit(db: Db, mailing_id: int, changes: dict[str, Any], *, if_match: int | None = None) -> Mailing:

@@ -143,9 +143,7 @@ async def load(db: Db, ids: Sequence[int], seqs: Sequence[int]) -> list[Loaded]:
     return [Loaded(*row) for row in rows]
 
 
-async def sort_again(
-    db: Db, batch: Claimed, keep: Sequence[int], moved: Sequence[tuple[int, datetime]]
-) -> bool:
+async def sort_again(db: Db, batch: Claimed, keep: Sequence[int], moved: Sequence[tuple[int, datetime]]) -> bool:
     """Take ``moved`` ids out of an owned batch into unowned ones with their due times; False when it is not ours.
 
     ``keep`` are the ids that stay, those already loaded first and in their old order, so that a mark keeps its meaning.
@@ -321,9 +319,7 @@ FROM given g LEFT JOIN fence f ON f.id = g.id LEFT JOIN after a ON a.id = g.id
 """
 
 
-async def record(
-    db: Db, replica: int, reports: Sequence[Report], results: Sequence[Result]
-) -> list[Recorded]:
+async def record(db: Db, replica: int, reports: Sequence[Report], results: Sequence[Result]) -> list[Recorded]:
     """Results and marks of owned batches, in one statement: every further one would wait a turn of a busy loop.
 
     Under the fence of ``owner``: ledger rows, counter deltas from rows really inserted, retry batches, mark and done,
@@ -331,9 +327,7 @@ async def record(
     asyncpg.UniqueViolationError when another's row came in between (nothing is written then).
     """
     columns: list[Sequence[Any]] = [list(column) for column in zip(*reports, strict=True)]
-    columns += (
-        [list(column) for column in zip(*results, strict=True)] if results else [[]] * len(Result._fields)
-    )
+    columns += [list(column) for column in zip(*results, strict=True)] if results else [[]] * len(Result._fields)
     rows = await db.fetch(_RECORD, *columns, replica)
     return [_recorded(row) for row in rows]
 

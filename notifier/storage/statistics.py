@@ -6,7 +6,7 @@ Waiting is the audience less all else, so the statuses sum to the audience by co
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -196,8 +196,8 @@ async def totals(db: Db) -> Totals:
     return Totals(audience=sum(row["audience"] for row in rows), messages=dict(messages))
 
 
-async def of_mailings(db: Db, before: int | None, limit: int) -> list[Line]:
-    """Up to ``limit`` mailings with ids under ``before``, newest first, all of them in one statement."""
+async def of_mailings(db: Db, before: int | None, limit: int, *, ids: Sequence[int] | None = None) -> list[Line]:
+    """Up to ``limit`` mailings with ids under ``before``, or of those in ``ids``, newest first, in one statement."""
     rows = await db.fetch(
         """
         SELECT m.id, m.name, m.status, m.audience,
@@ -211,10 +211,12 @@ async def of_mailings(db: Db, before: int | None, limit: int) -> list[Line]:
                ) AS sending
         FROM mailings m
         WHERE m.deleted_at IS NULL AND ($1::bigint IS NULL OR m.id < $1)
+          AND ($3::bigint[] IS NULL OR m.id = ANY($3))
         ORDER BY m.id DESC LIMIT $2
         """,
         before,
         limit,
+        ids,
     )
     return [
         Line(

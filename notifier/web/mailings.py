@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from notifier.models import GatewayState, Mailing, MailingStatus
 from notifier.storage import gateways, mailings
+from notifier.storage.database import Db
 from notifier.web import schemas
-from notifier.web.base import Handler, operation
+from notifier.web.base import Context, Handler, operation
 
 SALE = {
     "name": "Spring sale",
@@ -21,6 +22,26 @@ SALE = {
 }
 NOW = {"text": "The water is off until six.", "ends_at": "2030-01-01T00:00:00Z"}
 AWAITING = (MailingStatus.SCHEDULED, MailingStatus.RUNNING)
+
+
+async def shown(db: Db, context: Context, found: Sequence[Mailing]) -> list[Mailing]:
+    """Return the mailings, each with what keeps it from being sent where nothing else is said of it."""
+    if not any(mailing.status in AWAITING for mailing in found):
+        return list(found)
+    reason = await _why_waiting(db, context)
+    return [
+        replace(mailing, status_reason=mailing.status_reason or reason) if mailing.status in AWAITING else mailing
+        for mailing in found
+    ]
+
+
+async def _why_waiting(db: Db, context: Context) -> str | None:
+    if context.gateway.url is None:
+        return "gateway_unconfigured"
+    state = (await gateways.get(db, "default")).state
+    if state is not GatewayState.RUNNING:
+        return f"gateway_{state}"
+    return "paused_by_settings" if context.pause_all else None
 
 
 class MailingHandler(Handler):
@@ -48,8 +69,8 @@ class MailingHandler(Handler):
 
     async def answer_mailing(self, mailing: Mailing, *, location: str | None = None) -> None:
         """Answer with the mailing as it is shown."""
-        [shown] = await self.shown([mailing])
-        self.answer(shown, location=location)
+        [mailing] = await shown(self.db, self.context, [mailing])
+        self.answer(mailing, location=location)
 
     async def act(self, mailing_id: int, verb: str) -> None:
         """Do what the address says and answer with the mailing."""
@@ -70,7 +91,7 @@ class Mailings(MailingHandler):
             limit=limit + 1,
         )
         page = found[:limit]
-        self.answer_page(await self.shown(page), [page[-1].id] if len(found) > limit else None)
+        self.answer_page(await shown(self.db, self.context, page), [page[-1].id] if len(found) > limit else None)
 
     @operation(
         body=schemas.MailingIn,

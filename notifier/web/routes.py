@@ -11,7 +11,7 @@ import orjson
 import tornado.web
 from tornado.routing import URLSpec
 
-from notifier.web import clients, gateways, mailings, messages, openapi, statistics, system
+from notifier.web import clients, gateways, mailings, messages, openapi, pages, statistics, system
 from notifier.web.base import PUBLIC, SCOPES, Application, Base, Context, NotFound, log_request
 
 VERBS = ("GET", "POST", "PATCH", "PUT", "DELETE")
@@ -80,6 +80,36 @@ ROUTES: tuple[Route, ...] = (
     Route(f"{API}/gateways/{{name}}/pause", gateways.GatewayPause, read_write("gateways", "POST")),
     Route(f"{API}/gateways/{{name}}/resume", gateways.GatewayResume, read_write("gateways", "POST")),
     Route("/", system.Redirect, PUBLIC_GET, {"to": "/admin/"}),
+    Route("/admin", system.Redirect, PUBLIC_GET, {"to": "/admin/"}),
+    Route("/admin/", pages.overview.Overview, read_write("statistics", "GET")),
+    Route("/admin/login", pages.session.Login, {"GET": PUBLIC, "POST": PUBLIC}),
+    Route("/admin/logout", pages.session.Logout, {"POST": PUBLIC}),
+    Route("/admin/mailings", pages.mailings.Mailings, read_write("mailings", "GET", "POST")),
+    Route("/admin/mailings/new", pages.mailings.NewMailing, {"GET": "mailings:write"}),
+    Route("/admin/mailings/{mailing_id}", pages.mailings.OneMailing, read_write("mailings", "GET")),
+    Route(
+        "/admin/mailings/{mailing_id}/edit",
+        pages.mailings.EditMailing,
+        {"GET": "mailings:write", "POST": "mailings:write"},
+    ),
+    Route(
+        "/admin/mailings/{mailing_id}/{verb}",
+        pages.mailings.MailingAction,
+        {"GET": "mailings:write", "POST": "mailings:write"},
+    ),
+    Route("/admin/messages/{message_id}", pages.messages.OneMessage, read_write("messages", "GET")),
+    Route("/admin/messages/{message_id}/resolve", pages.messages.ResolveMessage, read_write("messages", "POST")),
+    Route("/admin/clients", pages.clients.Clients, read_write("clients", "GET", "POST")),
+    Route("/admin/clients/new", pages.clients.NewClient, {"GET": "clients:write"}),
+    Route("/admin/clients/{client_id}", pages.clients.OneClient, read_write("clients", "GET", "POST")),
+    Route(
+        "/admin/clients/{client_id}/delete",
+        pages.clients.DeleteClient,
+        {"GET": "clients:write", "POST": "clients:write"},
+    ),
+    Route("/admin/gateways/{name}", pages.gateways.OneGateway, read_write("gateways", "GET", "POST")),
+    Route("/admin/gateways/{name}/{verb}", pages.gateways.GatewayAction, read_write("gateways", "POST")),
+    Route("/admin/{path}", pages.Nowhere, PUBLIC_GET),
     Route("/docs", system.Redirect, PUBLIC_GET, {"to": "/docs/"}),
     Route("/docs/", system.Docs, PUBLIC_GET),
     Route("/openapi.json", system.OpenAPI, PUBLIC_GET),

@@ -107,7 +107,7 @@ class World:
         assert sum(failure.count for failure in numbers.failures) == numbers.messages[Status.FAILED]
         return {status.value: n for status, n in numbers.messages.items() if n}
 
-    async def until(self, mailing: Mailing, timeout: float = 15, **expected: int) -> None:
+    async def until(self, mailing: Mailing, within: float = 15, **expected: int) -> None:
         """Wait until the mailing's messages stand exactly so."""
         seen: dict[str, int] = {}
 
@@ -117,20 +117,20 @@ class World:
             return seen == expected
 
         try:
-            await poll_until(so, timeout)
+            await poll_until(so, within)
         except AssertionError:
-            raise AssertionError(f"{seen} instead of {expected} after {timeout} s") from None
+            raise AssertionError(f"{seen} instead of {expected} after {within} s") from None
 
     async def status(self, mailing: Mailing) -> str:
         return (await mailings.get(self.db, mailing.id)).status.value
 
-    async def finished(self, mailing: Mailing, timeout: float = 15) -> None:
+    async def finished(self, mailing: Mailing, within: float = 15) -> None:
         """Wait until the mailing is finished."""
 
         async def so() -> bool:
             return await self.status(mailing) == "finished"
 
-        await poll_until(so, timeout)
+        await poll_until(so, within)
 
     async def messages(self, mailing: Mailing) -> list[Message]:
         """All messages with their timelines, oldest first."""
@@ -143,7 +143,7 @@ class World:
         return Counter(row["outcome"] for row in rows)
 
     async def check(self, mailing: Mailing) -> None:
-        """The books balance: counters equal rows, sent ids are those the gateway accepted, copies ≤ 1 + unknown ones."""
+        """The books balance: counters equal rows, sent ids were accepted, copies ≤ 1 + attempts in doubt."""
         counted = await self.db.fetch(
             """
             WITH last AS (

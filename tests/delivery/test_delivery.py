@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, time, timedelta
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -399,7 +400,7 @@ async def test_batches_whose_window_has_closed_are_sorted_again(world: World) ->
     await world.until(mailing, sent=5, waiting=700)
 
     async def sorted_again() -> bool:
-        return await world.db.fetchval("SELECT count(*) FROM batches WHERE due_at < now()") == 0
+        return not await world.db.fetchval("SELECT count(*) FROM batches WHERE due_at < now()")
 
     await poll_until(sorted_again)
     assert await world.db.fetchval("SELECT count(*) FROM batches") == 2  # and not a handful in each
@@ -571,18 +572,19 @@ async def test_connections_that_are_cut_lose_nothing(world: World, dsn: str, mon
     mailing = await world.mailing()
     watcher = await asyncpg.connect(dsn)
 
-    async def sent() -> int:
-        return await watcher.fetchval("SELECT coalesce(sum(n), 0)::int FROM counters WHERE standing = 'sent'")
+    async def reached(sent: int) -> bool:
+        return bool(await watcher.fetchval("SELECT sum(n) >= $1 FROM counters WHERE standing = 'sent'", sent))
+
+    async def finished() -> bool:
+        return bool(await watcher.fetchval("SELECT status = 'finished' FROM mailings"))
 
     for step in range(100, 1_000, 100):
-        while await sent() < step:
-            await asyncio.sleep(0.01)
+        await poll_until(partial(reached, step))
         await watcher.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-    while await watcher.fetchval("SELECT status FROM mailings") != "finished":
-        await asyncio.sleep(0.05)
+    await poll_until(finished)
     await watcher.close()
     assert len(world.simulator.entries()) == 1_000
     await world.check(mailing)

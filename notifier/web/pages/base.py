@@ -38,6 +38,8 @@ SESSION_DAYS = 0.5
 FLASH_DAYS = 5 / 24 / 60
 """Five minutes: who comes back later need not hear of it."""
 HOME = "/admin/"
+TOLD = 5
+"""Errors told of one field: a list of a thousand tags has room for more than anybody reads."""
 # A second request of a double click waits so long for the first.
 TRIES, PAUSE = 30, 0.1
 
@@ -144,7 +146,7 @@ class Form:
             pointer = problem.at if problem.parameter else problem.at.removeprefix("/")
             name = next((fields[p] for p in fields if pointer == p or pointer.startswith(f"{p}/")), None)
             name = name or pointer.partition("/")[0]
-            if name not in self.errors or name in self.values:
+            if len(self.errors.get(name, ())) < TOLD:
                 self.refuse(name, _sentence(problem.detail, _member(body, pointer)))
 
 
@@ -254,8 +256,6 @@ class Page(Base):
         if len(self.request.body) > base.BODY:
             raise TooLarge("The form is over 1 MB.")
         self.path_kwargs = {name: path_value(name, text) for name, text in self.path_kwargs.items()}
-        if "\0" in self.path_kwargs.get("name", ""):  # which PostgreSQL would not even compare
-            raise NotFound
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
@@ -377,7 +377,7 @@ class Page(Base):
         if self.is_live and problem["status"] in (401, 403, 404):
             self._reload()
             return
-        if isinstance(error, tornado.web.HTTPError) and "_xsrf" in (error.log_message or ""):
+        if isinstance(error, tornado.web.HTTPError) and "xsrf" in (error.log_message or "").lower():
             problem["title"] = "This form is not valid any more"
             problem["detail"] = "It was opened too long ago, or somewhere else. Go back, reload the page and try again."
         self.set_status(problem["status"])

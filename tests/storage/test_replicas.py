@@ -1,0 +1,41 @@
+"""Replicas: a row each, with a counter that says "alive"."""
+
+from __future__ import annotations
+
+from notifier.storage import replicas
+from notifier.storage.database import Pool
+from tests.storage.scenes import insert_batch, insert_mailing, insert_messages
+
+
+async def test_each_replica_gets_a_number_and_sees_the_others(db: Pool) -> None:
+    one, other = await replicas.register(db, "one"), await replicas.register(db, "other")
+    assert one != other
+    await replicas.beat(db, one, "one")
+    await replicas.beat(db, one, "one")
+    # what a statement reads is older than what it writes: one's own counter is one behind
+    assert await replicas.beat(db, other, "other") == {one: 2, other: 0}
+    assert await replicas.beat(db, one, "one") == {one: 2, other: 1}
+
+
+async def test_a_row_that_was_taken_away_comes_back_with_the_next_beat(db: Pool) -> None:
+    """Others thought it dead while it was cut off; it keeps its number, and nobody else gets it."""
+    number = await replicas.register(db, "one")
+    assert await replicas.forget(db, number)
+    assert await replicas.beat(db, number, "one") == {}
+    assert await replicas.beat(db, number, "one") == {number: 1}
+    assert await replicas.register(db, "other") == number + 1
+
+
+async def test_a_replica_is_forgotten_when_it_owns_nothing(db: Pool) -> None:
+    owner, idle = await replicas.register(db, "owner"), await replicas.register(db, "idle")
+    mailing_id = await insert_mailing(db)
+    ids = await insert_messages(db, mailing_id, 1)
+    await insert_batch(db, mailing_id, ids, replica=owner)
+
+    assert not await replicas.forget(db, owner)
+    assert await replicas.forget(db, idle)
+    assert not await replicas.forget(db, idle)
+
+    await db.execute("DELETE FROM batches")
+    assert await replicas.forget(db, owner)
+    assert await db.fetchval("SELECT count(*) FROM replicas") == 0

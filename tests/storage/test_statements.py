@@ -1,0 +1,100 @@
+"""Every statement written in notifier/storage prepares against the schema, also those that no other test runs."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from notifier import storage
+from notifier.storage import audience, clients, mailings, queue
+from notifier.storage.database import Pool
+from tests.storage.scenes import ME, insert_clients, insert_mailing
+
+FOLDER = Path(storage.__file__).parent
+MODULES = sorted(path.stem for path in FOLDER.glob("*.py"))
+VERBS = {"WITH", "SELECT", "INSERT", "UPDATE", "DELETE"}
+
+
+def tree_of(module: str) -> ast.Module:
+    return ast.parse((FOLDER / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def is_sql(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and node.value.split()[:1] != []
+        and (node.value.split()[0] in VERBS)
+    )
+
+
+def composes(node: ast.AST) -> bool:
+    """Whether a text is put together here: f"…", "…" + "…", "…".format(…)."""
+    return isinstance(node, ast.JoinedStr | ast.BinOp) or (isinstance(node, ast.Attribute) and node.attr == "format")
+
+
+def statements(module: str) -> Iterator[tuple[str, int]]:
+    """The statements of a module that stand there as one literal, with their lines."""
+    tree = tree_of(module)
+    parts = {id(part) for node in ast.walk(tree) if composes(node) for part in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and is_sql(node) and id(node) not in parts:
+            yield str(node.value), node.lineno
+
+
+def composers(module: str) -> set[str]:
+    """The functions of a module that put a statement together out of parts."""
+    return {
+        f"{module}.{function.name}"
+        for function in ast.walk(tree_of(module))
+        if isinstance(function, ast.AsyncFunctionDef | ast.FunctionDef)
+        for node in ast.walk(function)
+        if composes(node)
+        if any(is_sql(part) or (isinstance(part, ast.Name) and part.id == "_SELECT") for part in ast.walk(node))
+    }
+
+
+@pytest.mark.parametrize("module", MODULES)
+async def test_every_literal_prepares(db: Pool, module: str) -> None:
+    wrong = []
+    async with db.acquire() as connection:
+        for sql, line in statements(module):
+            try:
+                await connection.prepare(sql)
+            except asyncpg.PostgresError as error:
+                wrong.append(f"{module}.py:{line}: {error}")
+    assert not wrong
+
+
+async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
+    """Those that cannot be read off the source are run here, in each of their forms, and none is forgotten."""
+    (client_id, _) = await insert_clients(db, 2, tags=["vip"])
+    mailing_id = await insert_mailing(db, planned=False)
+    await db.execute("UPDATE mailings SET horizon = 5")
+
+    await audience.plan_slice(db, mailing_id, 5, 100, lambda now, *_: now)
+    for retries in (False, True):
+        await queue.claim(db, ME, after=0, retries=retries)
+    await mailings.get(db, mailing_id)
+    await mailings.page(db, status=None, before=None, limit=5)
+    await clients.get(db, client_id)
+    await clients.page(db, phone=None, operator_code=None, tag=None, timezone=None, before=None, limit=5)
+    await clients.page(db, phone=1, operator_code="916", tag="vip", timezone="UTC", before=9, limit=5)
+
+    assert {name for module in MODULES for name in composers(module)} == {
+        "audience.plan_slice",
+        "queue.claim",
+        "mailings.get",
+        "mailings.page",
+        "clients.get",
+        "clients.page",
+        "database.migrate",  # made this database
+    }
+
+
+def test_most_statements_are_found_by_reading() -> None:
+    assert sum(len(list(statements(module))) for module in MODULES) > 60

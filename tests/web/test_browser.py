@@ -1,0 +1,188 @@
+"""The admin in a real browser, over the whole service: a mailing is made in the page and watched until it is over."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from notifier.simulator import Simulator, read_ledger
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+TOKEN = "a-token-for-the-browser-test"
+CLIENTS = 300
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+]  # fmt: skip
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(
+        CHROMIUM is None and os.environ.get("NOTIFIER_REQUIRE_BROWSER") != "1",
+        reason="there is no chromium here; NOTIFIER_REQUIRE_BROWSER=1 makes that a failure",
+    ),
+]
+
+
+@pytest.fixture
+def gateway() -> Iterator[Simulator]:
+    """The simulated gateway; slow enough that a mailing can be seen on its way."""
+    with Simulator(latency=150) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def service(gateway: Simulator, place: Path) -> Iterator[str]:
+    """The address of the service with a database of its own, run as anybody would run it."""
+    theirs = ("DATA", "GATEWAY", "BOOTSTRAP", "SECRET", "HOST", "PORT", "ROLE", "PAUSE", "LOG", "DEFAULT")
+    settings = {
+        "DATA_DIR": str(place / "data"),
+        "GATEWAY_URL": gateway.url,
+        "GATEWAY_TOKEN": "of.no.importance",
+        "GATEWAY_CONCURRENCY": "20",
+        "BOOTSTRAP_TOKEN": TOKEN,
+        "SECRET_KEY": "a key of the browser test, long enough",
+        "DEFAULT_TIMEZONE": "Europe/Moscow",
+        "PORT": "0",
+        "LOG_FORMAT": "console",
+    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
+    log = place / "serve.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "server.py"), "serve"], cwd=place, env=kept | settings, stderr=stream
+        )
+        try:
+            yield _address(process, log)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text())
+        if match := re.search(r"url=(http://127\.0\.0\.1:\d+)", text):
+            return match[1]
+        time.sleep(0.05)
+    raise AssertionError(f"the service did not start: {log.read_text()}")
+
+
+@pytest.fixture
+def page(service: str) -> Iterator[Page]:
+    """A page of a browser; whatever its console has to complain about fails the test."""
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page(base_url=service, viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(20_000)
+        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.add_init_script("addEventListener('securitypolicyviolation', e => console.error('policy', e.blockedURI))")
+        yield page
+        browser.close()
+    assert complaints == []
+
+
+def add_clients(service: str, count: int) -> None:
+    items = [{"phone": f"7916{n:07d}", "tag": "vip" if n < CLIENTS else "other"} for n in range(count)]
+    call = Request(
+        f"{service}/api/v1/clients/batch",
+        json.dumps({"items": items}).encode(),
+        {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"},
+    )
+    with urlopen(call) as answer:
+        assert answer.status == 200
+
+
+def log_in(page: Page) -> None:
+    page.goto("/")
+    page.get_by_label("API token").fill(TOKEN)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+
+
+def test_a_mailing_is_made_in_the_page_and_watched_until_it_is_over(
+    page: Page, service: str, gateway: Simulator
+) -> None:
+    add_clients(service, CLIENTS + 10)
+    log_in(page)
+    page.get_by_role("link", name="New mailing").click()
+    page.get_by_label("Name").fill("Watched <b>sale</b>")
+    page.get_by_label("Text").fill("Half the price.")
+    page.get_by_label("Tags").fill("vip")
+    page.get_by_role("button", name="Make and start").click()
+
+    expect(page.get_by_role("status").first).to_contain_text("is scheduled")
+    expect(page.locator("h1 .badge")).to_have_text("Running")
+    sent = page.locator(".tile.sent strong")
+    expect(sent).not_to_have_text("0")
+    halfway = int(sent.inner_text())
+    expect(page.locator("h1 .badge")).to_have_text("Finished")  # nobody has loaded the page again
+    assert 0 < halfway <= CLIENTS
+    expect(sent).to_have_text(str(CLIENTS))
+    expect(page.locator(".percent")).to_contain_text("100 %")
+    expect(page.get_by_text("All messages are worked off.")).to_be_visible()
+    assert page.locator("#live").get_attribute("hx-get") is None  # so nothing is asked for any more
+    assert len({entry.id for entry in read_ledger(gateway.ledger)}) == CLIENTS
+
+    page.locator("#live tbody a").first.click()
+    expect(page.get_by_text("Accepted by the gateway")).to_be_visible()
+    page.get_by_role("link", name="Overview").click()
+    expect(page.locator(".tile.sent strong")).to_have_text(str(CLIENTS))
+
+
+def test_a_running_mailing_is_paused_resumed_and_cancelled_in_the_page(page: Page, service: str) -> None:
+    add_clients(service, 1000)
+    log_in(page)
+    page.goto("/admin/gateways/default")
+    page.get_by_label("Messages a second").fill("20")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_text("20 messages a second")).to_be_visible()
+
+    page.goto("/admin/mailings/new")
+    page.get_by_label("Text").fill("To all of you.")
+    page.get_by_label("Everybody").check()
+    page.get_by_role("button", name="Make and start").click()
+    expect(page.locator(".tile.sent strong")).not_to_have_text("0")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("h1 .badge")).to_have_text("Paused")
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator("h1 .badge")).to_have_text("Running")
+    page.get_by_role("button", name="Cancel…").click()
+    page.get_by_role("button", name="Yes, cancel").click()
+    expect(page.locator("h1 .badge")).to_have_text("Cancelled")
+    page.get_by_role("link", name=re.compile("Cancelled [0-9]+")).click()
+    expect(page.locator("tbody .badge").first).to_have_text("Cancelled")
+
+
+def test_no_page_is_wider_than_a_phone_and_every_field_has_a_label(page: Page, service: str) -> None:
+    add_clients(service, 20)
+    page.set_viewport_size({"width": 390, "height": 800})
+    log_in(page)
+    for path in ("/admin/", "/admin/mailings", "/admin/mailings/new", "/admin/clients", "/admin/clients/new",
+                 "/admin/clients/1", "/admin/gateways/default"):  # fmt: skip
+        page.goto(path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+        assert page.evaluate("document.querySelectorAll('h1').length") == 1, path
+        unlabelled = (
+            "[...document.querySelectorAll('input:not([type=hidden]), textarea')].filter(e => !e.labels.length)"
+        )
+        assert page.evaluate(f"{unlabelled}.map(e => e.name)") == [], path
