@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
+from notifier import telemetry
 from notifier.delivery.clock import Clock
 from notifier.delivery.gateway import Answer
 from notifier.models import BreakerState, GatewayState, Outcome, Reason
@@ -209,6 +210,7 @@ class Limits:
         self.breaker = row.breaker
         if self.breaker is BreakerState.CLOSED:
             self._probing, self._probe_until = False, 0.0
+        telemetry.BREAKER_OPEN.labels(self.name).set(self.breaker is not BreakerState.CLOSED)
         gates = self._gates()
         if gates != self._last_gates:
             self._last_gates = gates

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -76,12 +77,23 @@ class Recorder:
         asked = time.monotonic()
         recorded = await store(self._db, self._replica, reports, [result for _, result in held])
         self._last = time.monotonic()
-        telemetry.RECORD_SECONDS.observe(self._last - asked)
+        self._measure(self._last - asked, [result for _, result in held])
         self._kept = []
         if recorded:
             self._clock.set(recorded[0].now, asked)
         await self._look_for_lost(held, recorded)
         await sender.settle(recorded, asked)
+
+    def _measure(self, seconds: float, results: list[Result]) -> None:
+        telemetry.RECORD_SECONDS.observe(seconds)
+        telemetry.READY.set(self._sender.ready)
+        telemetry.INFLIGHT.set(self._sender.inflight)
+        telemetry.RECORDER_PENDING.set(len(self._sender.results) + len(self._late))
+        for outcome, count in Counter(result.outcome for result in results).items():
+            telemetry.ATTEMPTS.labels(outcome.value).inc(count)
+        for result in results:
+            if result.duration_ms is not None:
+                telemetry.ATTEMPT_SECONDS.observe(result.duration_ms / 1000)
 
     async def _look_for_lost(self, held: list[tuple[Work, Result]], recorded: list[Recorded]) -> None:
         """Results that were not written: ours from a commit whose acknowledgement was lost, or late."""

@@ -312,11 +312,12 @@ class Sender:
             return
         moved = {m.id: work.view.opens(m.timezone, now) for m in self._closed(work, loaded, now)}
         keep = [*ids[: work.loaded], *(i for i in ids[work.loaded :] if i not in moved)]
-        work.batch = replace(work.batch, ids=keep)
-        if not await queue.sort_again(self._db, work.batch, keep, list(moved.items())):
+        if await queue.sort_again(self._db, work.batch, keep, list(moved.items())):
+            work.batch = replace(work.batch, ids=keep)
+            if not keep:
+                self.drop(work)
+        elif not work.releasing:  # else the tail was given back meanwhile, with all that was to be moved
             self.drop(work, lost=True)
-        elif not keep:
-            self.drop(work)
 
     # ---- start ---------------------------------------------------------------------------------------------------
 

@@ -144,7 +144,9 @@ async def load(db: Db, ids: Sequence[int], seqs: Sequence[int]) -> list[Loaded]:
 
 
 async def sort_again(db: Db, batch: Claimed, keep: Sequence[int], moved: Sequence[tuple[int, datetime]]) -> bool:
-    """Take ``moved`` ids out of an owned batch into unowned ones with their due times; False when it is not ours.
+    """Take ``moved`` ids out of an owned batch into unowned ones with their due times; False when it has changed.
+
+    It has when it is not ours any more, or when its tail was released meanwhile: those ids stand elsewhere by then.
 
     ``keep`` are the ids that stay, those already loaded first and in their old order, so that a mark keeps its meaning.
     Only ids beyond the mark may be moved: they need no ledger row.
@@ -152,7 +154,7 @@ async def sort_again(db: Db, batch: Claimed, keep: Sequence[int], moved: Sequenc
     found = await db.fetchval(
         """
         WITH mine AS MATERIALIZED (
-            SELECT * FROM batches WHERE id = $1 AND owner = $2 FOR UPDATE
+            SELECT * FROM batches WHERE id = $1 AND owner = $2 AND size = $6 FOR UPDATE
         ), kept AS (
             UPDATE batches b
             SET ids = $3::bigint[], size = cardinality($3::bigint[]), first_id = ($3::bigint[])[1],
@@ -175,6 +177,7 @@ async def sort_again(db: Db, batch: Claimed, keep: Sequence[int], moved: Sequenc
         list(keep),
         [message_id for message_id, _ in moved],
         [due_at for _, due_at in moved],
+        len(batch.ids),
     )
     return bool(found)
 

@@ -167,7 +167,8 @@ class Mailings(MailingPage):
             return
         self.wake()
         name = f"“{form.values['name'][:80]}”" if form.values["name"] else "The mailing"
-        self.go(path, f"{name} is {'kept as a draft' if draft else 'scheduled: it starts by itself'}.")
+        ahead = "is kept as a draft" if draft else "starts by itself" if form.values["starts_at"] else "is on its way"
+        self.go(path, f"{name} {ahead}.")
 
 
 class NewMailing(MailingPage):

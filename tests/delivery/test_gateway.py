@@ -1,0 +1,116 @@
+"""How answers that no server of a test can give are classified; all others: test_delivery.py."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import zlib
+
+import aiohttp
+import orjson
+import pytest
+
+from notifier.delivery.gateway import Gateway, classify_body, classify_error, classify_status, parse_retry_after
+from notifier.models import Outcome, Reason
+from notifier.simulator import Simulator
+
+NOW = 1_800_000_000.0  # Fri, 15 Jan 2027 08:00:00 GMT
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, None),
+        ("7", 7),
+        ("0", 1),
+        ("999999", 3600),
+        ("Fri, 15 Jan 2027 08:01:00 GMT", 60),
+        ("Fri, 15 Jan 2027 07:00:00 GMT", 1),
+        ("soon", None),
+        ("-5", None),
+        ("9" * 400, None),
+        ("", None),
+    ],
+)
+def test_retry_after(value: str | None, seconds: float | None) -> None:
+    assert parse_retry_after(value, NOW) == seconds
+
+
+STATUSES = {
+    Outcome.UNKNOWN: [100, 199, 408, 500, 502, 504, 599, 600, 999],
+    Outcome.MISCONFIGURED: [300, 301, 302, 307, 308, 399, 401, 402, 403, 404, 405, 407],
+    Outcome.REJECTED: [400, 406, 409, 410, 413, 422, 451, 499],
+    Outcome.THROTTLED: [429],
+    Outcome.UNAVAILABLE: [503],
+}
+
+
+@pytest.mark.parametrize(("outcome", "status"), [(o, s) for o, statuses in STATUSES.items() for s in statuses])
+def test_every_status_has_an_outcome(outcome: Outcome, status: int) -> None:
+    answer = classify_status(status, "5", NOW)
+    assert (answer.outcome, answer.status_code) == (outcome, status)
+    assert answer.retry_after == (5 if status in (429, 503) else None)
+    assert answer.reason is not None
+
+
+def test_success_is_a_rule_on_the_body() -> None:
+    assert classify_body(b'{"code":0}').outcome is Outcome.ACCEPTED
+    assert classify_body(b'{"code":0.0}').outcome is Outcome.UNKNOWN
+    assert classify_body(b'{"code":-1,"message":"no \\u0000 money"}').detail == "-1: no \ufffd money"
+    assert classify_body(b'{"code":99999999999999999999}').outcome is Outcome.UNKNOWN
+    assert classify_body(None).reason is Reason.BAD_ANSWER
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ssl.SSLError("handshake"), Reason.TLS),
+        (aiohttp.ConnectionTimeoutError(), Reason.CONNECT_TIMEOUT),
+        (TimeoutError(), Reason.TIMEOUT),
+        (aiohttp.ServerDisconnectedError(), Reason.RESET),
+        (ConnectionResetError(), Reason.RESET),
+        (zlib.error(), Reason.BAD_ANSWER),
+        (RuntimeError(), Reason.INTERNAL_ERROR),
+    ],
+)
+def test_what_is_raised_has_a_reason(error: Exception, reason: Reason) -> None:
+    answer = classify_error(error)
+    assert answer.reason is reason
+    surely_not_sent = reason in (Reason.TLS, Reason.CONNECT_TIMEOUT)
+    assert answer.outcome is (Outcome.UNAVAILABLE if surely_not_sent else Outcome.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "outcome"),
+    [
+        ("gzip", Outcome.ACCEPTED),
+        ("deflate", Outcome.ACCEPTED),
+        ("br", Outcome.UNKNOWN),
+        ("identity", Outcome.ACCEPTED),
+    ],
+)
+async def test_an_encoded_body_is_decoded_though_none_was_asked_for(encoding: str, outcome: Outcome) -> None:
+    body = b'{"code":0,"message":"OK"}'
+    if encoding != "identity":
+        packer = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
+        body = packer.compress(body) + packer.flush()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\n\r\n" % encoding.encode() + body)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with Gateway("default", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "t", timeout=5) as gateway:
+        assert (await gateway.send(1, 79160000000, b'"x"')).outcome is outcome
+    server.close()
+
+
+async def test_the_request_is_as_agreed() -> None:
+    with Simulator(token="secret") as simulator:
+        async with Gateway("default", simulator.url + "/", "secret", timeout=5) as gateway:
+            answer = await gateway.send(2**53 + 1, 79161234567, orjson.dumps("Привет «мир»\n\U0001f600"))
+        assert answer.outcome is Outcome.ACCEPTED
+        (entry,) = simulator.entries()
+        assert (entry.id, entry.phone, entry.text) == (2**53 + 1, 79161234567, "Привет «мир»\n\U0001f600")
+        assert entry.authorized
