@@ -22,7 +22,7 @@ from notifier.delivery.gateway import Gateway
 from notifier.delivery.limits import Limits
 from notifier.delivery.planner import Planner
 from notifier.delivery.recorder import Recorder, store
-from notifier.delivery.sender import LAGGING, Sender
+from notifier.delivery.sender import Sender
 from notifier.models import OnUnknown, Outcome, Reason
 from notifier.storage import clients, idempotency, mailings, queue, replicas
 from notifier.storage.database import AWAY, Db, Pool
@@ -289,16 +289,15 @@ class Scheduler:
                 await self._db.release(listener)
 
     async def _lag(self) -> float:
-        """How late is the loop? While it is late nothing is started, since the API shares it."""
+        """How late is the loop? Its lateness limits what is in flight, since the API shares it."""
         assert self.sender is not None
         if not self.sender.works:
             return NET / 4
         asked = time.monotonic()
         await asyncio.sleep(TICK)
         lag = time.monotonic() - asked - TICK
-        self.sender.lagging = lag > LAGGING
         telemetry.LOOP_LAG.set(lag)
-        self.sender.pump()
+        self.sender.note_lag(lag)
         return 0.0
 
 
