@@ -670,6 +670,51 @@ async def test_a_stale_record_starts_nothing(world: World) -> None:
     assert "sent" in await world.counts(mailing)
 
 
+async def test_nothing_starts_before_its_mark_is_committed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, asked, go_on = queue.record, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: Any) -> Any:
+        asked.set()
+        await go_on.wait()
+        return await record(*args)
+
+    monkeypatch.setattr(queue, "record", slow)
+    await world.clients(50)
+    engine = await world.replica()
+    mailing = await world.mailing()
+    await asked.wait()
+    assert engine.sender is not None
+    engine.sender.pump()
+    assert (engine.sender.inflight, engine.sender.ready, world.simulator.entries()) == (0, 0, [])
+    go_on.set()
+    await world.until(mailing, sent=50)
+
+
+@pytest.mark.parametrize("closed", ["window", "end"])
+async def test_a_last_look_before_each_start(world: World, closed: str) -> None:
+    # marked and lined up, and then the window closes, or the mailing ends, before a connection is free
+    await running(world)
+    engine = world.schedulers[0]
+    assert engine.sender is not None
+    await poll_until(lambda: engine.sender and engine.sender.ready)
+    for loop in engine._loops.values():
+        await loop.stop()
+    (view,) = {work.view for work in engine.sender.works.values()}
+    if closed == "window":
+        view.window = hours_from_now(2, 4)
+        view._deadlines.clear()
+    else:
+        view.ends_at = 0.0
+    await poll_until(lambda: engine.sender and not engine.sender.inflight)
+    started = {result.message_id for _, result in engine.sender.results if result.outcome == "accepted"}
+    given_back = [result for _, result in engine.sender.results if result.outcome == "not_started"]
+    assert {result.reason for result in given_back} == {"window" if closed == "window" else "ended"}
+    assert not engine.sender.ready
+    assert started.isdisjoint({result.message_id for result in given_back})
+    if closed == "window":
+        assert all(r.due_at and r.due_at > datetime.now(UTC) + timedelta(hours=1) for r in given_back)
+
+
 async def test_pause_all_sends_nothing(world: World) -> None:
     await world.clients(3)
     await world.replica(pause_all=True)
