@@ -66,6 +66,7 @@ class Limits:
         self._probing = False
         self._tokens = 0
         self._tokens_until = 0.0
+        self._next_token = 0.0  # monotonic; when the bucket has one again, as of the last look into it
         self._last_gates: tuple[object, ...] = ()
         self._hungry = False  # a start was refused for want of a token
         self._failures = 0
@@ -85,7 +86,10 @@ class Limits:
         """How many messages may be lined up for the next ``horizon`` seconds, as far as rate and breaker go."""
         if self.breaker is not BreakerState.CLOSED:
             return 0 if self._probing else 1
-        return max(1, int(self.rate * horizon)) if self.rate else UNLIMITED
+        if not self.rate:
+            return UNLIMITED
+        soon = self._tokens > 0 or time.monotonic() + horizon >= self._next_token
+        return max(int(soon), int(self.rate * horizon))
 
     def allowance(self, now: float) -> int:
         """How many requests may start at ``time.monotonic() == now``; asking without a token in hand orders some."""
@@ -242,6 +246,7 @@ class Limits:
         asked = time.monotonic()
         wanted = max(1, int(self.rate * 0.1))
         taken, wait = await gateways.take_tokens(self._db, self.name, self.rate, size, wanted)
+        self._next_token = asked + wait
         if taken:
             self._tokens, self._tokens_until = taken, asked + good_for
             self.on_change()

@@ -115,7 +115,12 @@ class Recorder:
             if result.outcome in BOOKS or await ledger.mine(self._db, self._replica, keys):
                 self._late.pop(0)
                 continue
-            if not await ledger.append_late(self._db, self._replica, result):
+            try:
+                written = await ledger.append_late(self._db, self._replica, result)
+            except REFUSED as error:
+                log.exception("a result cannot be recorded", message_id=result.message_id)
+                written = await ledger.append_late(self._db, self._replica, _unrecordable(result, error))
+            if not written:
                 log.warning("a result came after its mailing was purged", message_id=result.message_id)
             self._late.pop(0)
 

@@ -240,14 +240,16 @@ class Scheduler:
         beats = await replicas.beat(self._db, self.replica, self._name)
         dead = [peer for peer in self._peers.dead(beats, time.monotonic()) if peer != self.replica]
         idle = self._settings[2] + STUCK_AFTER
-        while batches := await queue.adopt(
+        batches = await queue.adopt(
             self._db, self.replica, in_hand=self._in_hand(), dead=dead, idle=idle, over=SETTLED_AFTER
-        ):
-            for batch in batches:
-                log.warning("taking a batch over", batch=batch.id, mailing_id=batch.mailing_id, dead=dead)
-                await take_over(self._db, self.replica, batch, self._policy, self._settings[2])
-                telemetry.TAKEOVERS.inc()
+        )
+        for batch in batches:
+            log.warning("taking a batch over", batch=batch.id, mailing_id=batch.mailing_id, dead=dead)
+            await take_over(self._db, self.replica, batch, self._policy, self._settings[2])
+            telemetry.TAKEOVERS.inc()
+        if batches:
             self._look()
+            return 0.05  # a few at a time: the heart beats between
         for peer in dead:
             await replicas.forget(self._db, peer)
         return BEAT

@@ -47,6 +47,8 @@ LAGGING = 0.020
 FEWEST = 8
 # Every so many claims retries are asked for first, so that neither they nor first tries starve.
 RETRY_TURN = 5
+# Every so many starts the lowest priority has its turn: what is marked must not lie until it counts as stuck.
+LOWEST_TURN = 10
 # Other mailings' due batches are looked for this often (seconds), also while there is enough to do.
 LOOK_AROUND = 0.1
 # Batches in hand at once; each takes part in every record.
@@ -357,7 +359,7 @@ class Sender:
         while self.ready:
             if now - self.confirmed > FRESH or self._free() <= 0:
                 return None
-            lane = self._lanes[max(self._lanes)]
+            lane = self._lanes[(min if self._started % LOWEST_TURN == 0 else max)(self._lanes)]
             job = lane[0]
             work, message, _ = job
             if work.lost:

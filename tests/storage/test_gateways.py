@@ -81,10 +81,10 @@ async def test_limits_are_edited_and_given_back(db: Pool) -> None:
     assert (await gateways.get(db, NAME)).version == 3
 
 
-@pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"rate": -1.0}])
-async def test_the_database_refuses_what_the_schemas_should_have(db: Pool, wrong: dict[str, Any]) -> None:
-    with pytest.raises(asyncpg.CheckViolationError):
-        await gateways.edit(db, NAME, wrong)
+async def test_the_database_refuses_what_the_schemas_should_have(db: Pool) -> None:
+    for wrong in ({"concurrency": 0}, {"rate": -1.0}):
+        with pytest.raises(asyncpg.CheckViolationError):
+            await gateways.edit(db, NAME, wrong)
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from datetime import timedelta
 from typing import Any
 
@@ -80,29 +81,28 @@ async def stands(db: Db, past: str, *, before: int = 0) -> tuple[int, int]:
     return mailing_id, message_id
 
 
-@pytest.mark.parametrize("late", LATE)
-@pytest.mark.parametrize("past", PASTS)
-async def test_a_late_result_is_the_next_row_and_decides_as_far_as_it_may(db: Pool, past: str, late: str) -> None:
-    mailing_id, message_id = await stands(db, past)
-    before = await ledger_of(db, message_id)
-    outcome, reason = LATE[late]
-    goes_on = late in ("retrying", "doubtful")
+async def test_a_late_result_is_the_next_row_and_decides_as_far_as_it_may(db: Pool) -> None:
+    for past, late in itertools.product(PASTS, LATE):
+        mailing_id, message_id = await stands(db, past)
+        before = await ledger_of(db, message_id)
+        outcome, reason = LATE[late]
+        goes_on = late in ("retrying", "doubtful")
 
-    assert await ledger.append_late(
-        db, PEER, result(0, message_id, outcome, late, reason=reason, detail="x", due_at=LATER if goes_on else None)
-    )
+        assert await ledger.append_late(
+            db, PEER, result(0, message_id, outcome, late, reason=reason, detail="x", due_at=LATER if goes_on else None)
+        )
 
-    after = KEPT.get(past, {}).get(late, late)
-    assert await ledger_of(db, message_id) == [*before, (len(before) + 1, outcome, after, "late")]
-    detail = await db.fetchval(
-        "SELECT detail FROM attempts WHERE message_id = $1 ORDER BY seq DESC LIMIT 1", message_id
-    )
-    assert detail == (f"{reason}: x" if reason else "x")
-    added = [row for row in await batches_of(db, mailing_id) if row["seq"] == len(before) + 2]
-    assert [(row["members"], row["standing"], row["due_at"]) for row in added] == (
-        [([message_id], after, LATER)] if after in OPEN_STANDINGS else []
-    )
-    assert not await books(db)
+        after = KEPT.get(past, {}).get(late, late)
+        assert await ledger_of(db, message_id) == [*before, (len(before) + 1, outcome, after, "late")]
+        detail = await db.fetchval(
+            "SELECT detail FROM attempts WHERE message_id = $1 ORDER BY seq DESC LIMIT 1", message_id
+        )
+        assert detail == (f"{reason}: x" if reason else "x")
+        added = [row for row in await batches_of(db, mailing_id) if row["seq"] == len(before) + 2]
+        assert [(row["members"], row["standing"], row["due_at"]) for row in added] == (
+            [([message_id], after, LATER)] if after in OPEN_STANDINGS else []
+        )
+        assert not await books(db)
 
 
 async def test_a_late_row_written_before_its_acknowledgement_was_lost_is_not_written_again(db: Pool) -> None:
@@ -137,45 +137,44 @@ async def late_and_done(db: Db, batch_id: int) -> tuple[int, int]:
     return row["late"], row["done"]
 
 
-@pytest.mark.parametrize("as_list", [False, True])
-async def test_an_unowned_batch_learns_of_the_row(db: Pool, as_list: bool) -> None:
-    mailing_id = await insert_mailing(db)
-    ids = await insert_messages(db, mailing_id, 3)
-    batch_id = await insert_batch(db, mailing_id, list(ids) if as_list else range(ids[0], ids[0] + 3))
-    await ledger.append_late(db, PEER, result(0, ids[1]))
-    assert await late_and_done(db, batch_id) == (1, 0)
-    assert not await books(db)
-    batch = await claim_one(db)
-    assert batch.late == 1
-    loaded = await queue.load(db, batch.ids, [1] * 3)
-    assert [message.recorded for message in loaded] == [False, True, False]
-    recorded = await record_one(db, report(batch, 3, skipped=1), result(batch, ids[0]), result(batch, ids[2]))
-    assert (recorded.finished, recorded.written) == (True, 2)
-    assert not await books(db)
+async def test_an_unowned_batch_learns_of_the_row(db: Pool) -> None:
+    for as_list in (False, True):
+        mailing_id = await insert_mailing(db)
+        ids = await insert_messages(db, mailing_id, 3)
+        batch_id = await insert_batch(db, mailing_id, list(ids) if as_list else range(ids[0], ids[0] + 3))
+        await ledger.append_late(db, PEER, result(0, ids[1]))
+        assert await late_and_done(db, batch_id) == (1, 0)
+        assert not await books(db)
+        batch = await claim_one(db)
+        assert batch.late == 1
+        loaded = await queue.load(db, batch.ids, [1] * 3)
+        assert [message.recorded for message in loaded] == [False, True, False]
+        recorded = await record_one(db, report(batch, 3, skipped=1), result(batch, ids[0]), result(batch, ids[2]))
+        assert (recorded.finished, recorded.written) == (True, 2)
+        assert not await books(db)
 
 
-@pytest.mark.parametrize(("position", "done"), [(0, 1), (1, 1), (2, 0), (3, 0)])
-@pytest.mark.parametrize("as_list", [False, True])
-async def test_an_owned_batch_learns_of_the_row(db: Pool, position: int, done: int, as_list: bool) -> None:
+async def test_an_owned_batch_learns_of_the_row(db: Pool) -> None:
     """Below the mark the row is one of those done; beyond it the owner is to load again."""
-    mailing_id = await insert_mailing(db)
-    ids = await insert_messages(db, mailing_id, 4)
-    await insert_batch(db, mailing_id, list(ids) if as_list else range(ids[0], ids[0] + 4))
-    batch = await claim_one(db)
-    await record_one(db, report(batch, 2))
+    for (position, done), as_list in itertools.product(((0, 1), (1, 1), (2, 0), (3, 0)), (False, True)):
+        mailing_id = await insert_mailing(db)
+        ids = await insert_messages(db, mailing_id, 4)
+        await insert_batch(db, mailing_id, list(ids) if as_list else range(ids[0], ids[0] + 4))
+        batch = await claim_one(db)
+        await record_one(db, report(batch, 2))
 
-    await ledger.append_late(db, PEER, result(0, ids[position]))
+        await ledger.append_late(db, PEER, result(0, ids[position]))
 
-    assert await late_and_done(db, batch.id) == (1, done)
-    assert not await books(db)
-    recorded = await record_one(db, report(batch, 4, old_mark=2))
-    assert (recorded.mark, recorded.late) == (2, 1)
-    recorded = await record_one(db, report(batch, 4, old_mark=2, late=1, skipped=1 - done))
-    assert recorded.mark == 4
-    assert not await books(db)
-    rest = [result(batch, id_) for id_ in ids if id_ != ids[position]]
-    assert (await record_one(db, report(batch, 4, old_mark=4), *rest)).finished
-    assert not await books(db)
+        assert await late_and_done(db, batch.id) == (1, done)
+        assert not await books(db)
+        recorded = await record_one(db, report(batch, 4, old_mark=2))
+        assert (recorded.mark, recorded.late) == (2, 1)
+        recorded = await record_one(db, report(batch, 4, old_mark=2, late=1, skipped=1 - done))
+        assert recorded.mark == 4
+        assert not await books(db)
+        rest = [result(batch, id_) for id_ in ids if id_ != ids[position]]
+        assert (await record_one(db, report(batch, 4, old_mark=4), *rest)).finished
+        assert not await books(db)
 
 
 async def test_the_last_one_may_be_done_by_a_late_row(db: Pool) -> None:
@@ -342,17 +341,17 @@ async def test_a_late_row_after_the_close_opens_the_mailing_again(db: Pool) -> N
     assert not await books(db)
 
 
-@pytest.mark.parametrize("verb", ["cancel", "end"])
-async def test_a_late_row_does_not_open_what_is_over(db: Pool, verb: str) -> None:
-    mailing_id, message_id = await _all_but_unknown(db)
-    if verb == "end":
-        await db.execute("UPDATE mailings SET ends_at = now()")
-        await mailings.finish_ended(db)
-    else:
-        await mailings.act(db, mailing_id, "cancel")
-    await _not_sent(message_id)(db)
-    assert (await mailings.get(db, mailing_id)).status == ("finished" if verb == "end" else "cancelled")
-    assert not await books(db)
+async def test_a_late_row_does_not_open_what_is_over(db: Pool) -> None:
+    for verb in ("cancel", "end"):
+        mailing_id, message_id = await _all_but_unknown(db)
+        if verb == "end":
+            await db.execute("UPDATE mailings SET ends_at = now() WHERE id = $1", mailing_id)
+            await mailings.finish_ended(db)
+        else:
+            await mailings.act(db, mailing_id, "cancel")
+        await _not_sent(message_id)(db)
+        assert (await mailings.get(db, mailing_id)).status == ("finished" if verb == "end" else "cancelled")
+        assert not await books(db)
 
 
 # ---- mine ---------------------------------------------------------------------------------------------------------
@@ -381,15 +380,15 @@ async def test_an_operator_decides_about_an_unknown_one(db: Pool, decision: ledg
     assert not await books(db)
 
 
-@pytest.mark.parametrize("past", [past for past in PASTS if not past.startswith("unknown")])
-async def test_nothing_else_can_be_resolved(db: Pool, past: str) -> None:
-    _, message_id = await stands(db, past)
-    before = await ledger_of(db, message_id)
-    for decision in ("sent", "failed", "again"):
-        with pytest.raises(Conflict, match="Only a message that is unknown"):
-            await ledger.resolve(db, message_id, decision)
-    assert await ledger_of(db, message_id) == before
-    assert not await books(db)
+async def test_nothing_else_can_be_resolved(db: Pool) -> None:
+    for past in (past for past in PASTS if not past.startswith("unknown")):
+        _, message_id = await stands(db, past)
+        before = await ledger_of(db, message_id)
+        for decision in ("sent", "failed", "again"):
+            with pytest.raises(Conflict, match="Only a message that is unknown"):
+                await ledger.resolve(db, message_id, decision)
+        assert await ledger_of(db, message_id) == before
+        assert not await books(db)
 
 
 async def _over(db: Db, mailing_id: int, how: str) -> None:
@@ -400,21 +399,18 @@ async def _over(db: Db, mailing_id: int, how: str) -> None:
         assert await mailings.finish_ended(db) == [mailing_id]
 
 
-@pytest.mark.parametrize("how", ["cancelled", "ended"])
-@pytest.mark.parametrize("past", ["doubtful", "doubtful twice", "unknown"])
-async def test_what_reads_unknown_in_a_mailing_that_is_over_can_be_resolved_but_not_sent(
-    db: Pool, past: str, how: str
-) -> None:
-    for decision in ("sent", "failed"):
-        mailing_id, message_id = await stands(db, past)
-        await _over(db, mailing_id, how)
-        with pytest.raises(Conflict, match="is over"):
-            await ledger.resolve(db, message_id, "again")
-        await ledger.resolve(db, message_id, "sent" if decision == "sent" else "failed")
-        assert (await ledger_of(db, message_id))[-1][2] == decision
-        assert not await books(db)
-        with pytest.raises(Conflict):
-            await ledger.resolve(db, message_id, "sent")
+async def test_what_reads_unknown_in_a_mailing_that_is_over_can_be_resolved_but_not_sent(db: Pool) -> None:
+    for past, how in itertools.product(("doubtful", "doubtful twice", "unknown"), ("cancelled", "ended")):
+        for decision in ("sent", "failed"):
+            mailing_id, message_id = await stands(db, past)
+            await _over(db, mailing_id, how)
+            with pytest.raises(Conflict, match="is over"):
+                await ledger.resolve(db, message_id, "again")
+            await ledger.resolve(db, message_id, "sent" if decision == "sent" else "failed")
+            assert (await ledger_of(db, message_id))[-1][2] == decision
+            assert not await books(db)
+            with pytest.raises(Conflict):
+                await ledger.resolve(db, message_id, "sent")
 
 
 async def test_one_in_doubt_that_is_still_under_way_cannot_be_resolved(db: Pool) -> None:
@@ -427,12 +423,12 @@ async def test_one_in_doubt_that_is_still_under_way_cannot_be_resolved(db: Pool)
     assert not await books(db)
 
 
-@pytest.mark.parametrize("past", ["waiting", "retrying"])
-async def test_what_was_surely_not_sent_is_not_to_be_resolved(db: Pool, past: str) -> None:
-    mailing_id, message_id = await stands(db, past)
-    await _over(db, mailing_id, "cancelled")
-    with pytest.raises(Conflict):
-        await ledger.resolve(db, message_id, "sent")
+async def test_what_was_surely_not_sent_is_not_to_be_resolved(db: Pool) -> None:
+    for past in ("waiting", "retrying"):
+        mailing_id, message_id = await stands(db, past)
+        await _over(db, mailing_id, "cancelled")
+        with pytest.raises(Conflict):
+            await ledger.resolve(db, message_id, "sent")
 
 
 async def test_again_opens_a_completed_mailing_and_the_message_is_sent(db: Pool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from notifier.errors import Conflict, IllegalTransition, Invalid, NotFound, Stale
 from notifier.models import MAILING_TRANSITIONS, OVER, Filter, Mailing, MailingStatus, Window
 from notifier.storage import audience, mailings, queue
-from notifier.storage.database import Db, Pool
+from notifier.storage.database import Connection, Db, Pool
 from tests.conftest import poll_until
 from tests.storage.scenes import (
     ME,
@@ -142,23 +144,22 @@ async def test_pages_are_newest_first_and_by_status(db: Pool) -> None:
 VERBS = ["start", "pause", "resume", "cancel"]
 
 
-@pytest.mark.parametrize("status", STATUSES)
-@pytest.mark.parametrize("verb", VERBS)
-async def test_every_verb_from_every_status(db: Pool, verb: str, status: str) -> None:
+async def test_every_verb_from_every_status(db: Pool) -> None:
     """What the table of transitions does not list is refused, and changes nothing."""
-    mailing_id = await insert_mailing(db, status)
-    before = await mailings.get(db, mailing_id)
-    sources, target = MAILING_TRANSITIONS[verb]
-    if status in sources:
-        after = await mailings.act(db, mailing_id, verb)
-        assert (after.status, after.version, after.status_reason) == (target, 2, None)
-        assert after.updated_at > before.updated_at
-        over_at = await db.fetchval("SELECT over_at FROM mailings")
-        assert (over_at is not None) == (verb == "cancel")
-    else:
-        with pytest.raises(IllegalTransition, match=f"{status} cannot {verb}"):
-            await mailings.act(db, mailing_id, verb)
-        assert await mailings.get(db, mailing_id) == before
+    for verb, status in itertools.product(VERBS, STATUSES):
+        mailing_id = await insert_mailing(db, status)
+        before = await mailings.get(db, mailing_id)
+        sources, target = MAILING_TRANSITIONS[verb]
+        if status in sources:
+            after = await mailings.act(db, mailing_id, verb)
+            assert (after.status, after.version, after.status_reason) == (target, 2, None)
+            assert after.updated_at > before.updated_at
+            over_at = await db.fetchval("SELECT over_at FROM mailings WHERE id = $1", mailing_id)
+            assert (over_at is not None) == (verb == "cancel")
+        else:
+            with pytest.raises(IllegalTransition, match=f"{status} cannot {verb}"):
+                await mailings.act(db, mailing_id, verb)
+            assert await mailings.get(db, mailing_id) == before
 
 
 async def test_the_table_of_transitions_is_the_documented_one() -> None:
@@ -184,12 +185,12 @@ async def test_resume_leads_back_to_where_the_pause_came_from(db: Pool) -> None:
     assert (await mailings.act(db, mailing.id, "resume")).status == "running"
 
 
-@pytest.mark.parametrize(("status", "verb"), [("draft", "start"), ("paused", "resume")])
-async def test_nothing_goes_on_after_the_end(db: Pool, status: str, verb: str) -> None:
-    mailing_id = await insert_mailing(db, status, ends_in=-1)
-    with pytest.raises(IllegalTransition, match="is over"):
-        await mailings.act(db, mailing_id, verb)
-    assert (await mailings.act(db, mailing_id, "cancel")).status == "cancelled"
+async def test_nothing_goes_on_after_the_end(db: Pool) -> None:
+    for status, verb in (("draft", "start"), ("paused", "resume")):
+        mailing_id = await insert_mailing(db, status, ends_in=-1)
+        with pytest.raises(IllegalTransition, match="is over"):
+            await mailings.act(db, mailing_id, verb)
+        assert (await mailings.act(db, mailing_id, "cancel")).status == "cancelled"
 
 
 async def test_an_older_version_is_stale(db: Pool) -> None:
@@ -218,8 +219,9 @@ async def test_two_editors_at_once_one_is_stale(db: Pool) -> None:
 
 @pytest.mark.parametrize("verb", ["pause", "delete", "edit"])
 async def test_a_word_that_waits_for_an_edit_of_the_text_is_not_lost(db: Pool, verb: str) -> None:
+    """Its row lock comes when the mailing has another text than the one it first saw."""
     mailing = await create(db)
-    words: dict[str, Any] = {
+    words: dict[str, Callable[[Connection], Awaitable[object]]] = {
         "pause": lambda conn: mailings.act(conn, mailing.id, "pause"),
         "delete": lambda conn: mailings.delete(conn, mailing.id),
         "edit": lambda conn: mailings.edit(conn, mailing.id, {"text": "three"}),
@@ -235,22 +237,21 @@ async def _written(db: Db) -> dict[str, int]:
     return {row["relname"]: row["n"] for row in rows if row["n"]}
 
 
-@pytest.mark.parametrize("verb", ["pause", "cancel", "delete", "expire"])
-@pytest.mark.parametrize("batches", [2, 400])
-async def test_a_word_writes_one_row_however_large_the_mailing_is(db: Pool, verb: str, batches: int) -> None:
-    mailing_id, _ = await running(db, *([1] * batches))
-    async with db.acquire() as conn, conn.transaction():
-        before = await _written(conn)
-        if verb == "delete":
-            await mailings.delete(conn, mailing_id)
-        elif verb == "expire":
-            await conn.execute("UPDATE mailings SET ends_at = clock_timestamp()")
-            before["mailings"] += 1
-            assert await mailings.finish_ended(conn) == [mailing_id]
-        else:
-            await mailings.act(conn, mailing_id, verb)
-        assert await _written(conn) == before | {"mailings": before["mailings"] + 1}
-    assert not await books(db)
+async def test_a_word_writes_one_row_however_large_the_mailing_is(db: Pool) -> None:
+    for verb, batches in itertools.product(("pause", "cancel", "delete", "expire"), (2, 200)):
+        mailing_id, _ = await running(db, *([1] * batches))
+        async with db.acquire() as conn, conn.transaction():
+            before = await _written(conn)
+            if verb == "delete":
+                await mailings.delete(conn, mailing_id)
+            elif verb == "expire":
+                await conn.execute("UPDATE mailings SET ends_at = clock_timestamp() WHERE id = $1", mailing_id)
+                before["mailings"] += 1
+                assert await mailings.finish_ended(conn) == [mailing_id]
+            else:
+                await mailings.act(conn, mailing_id, verb)
+            assert await _written(conn) == before | {"mailings": before["mailings"] + 1}
+        assert not await books(db)
 
 
 # ---- edit ---------------------------------------------------------------------------------------------------------
@@ -266,27 +267,26 @@ CHANGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("status", STATUSES)
-@pytest.mark.parametrize("field", CHANGES)
-async def test_every_field_in_every_status(db: Pool, field: str, status: str) -> None:
-    mailing_id = await insert_mailing(db, status, planned=status not in ("draft", "scheduled"))
-    before = await mailings.get(db, mailing_id)
-    changes = {field: CHANGES[field]}
-    if field == "starts_at":
-        changes["ends_at"] = CHANGES["ends_at"]
-    begun = status in ("running", "paused")
-    if status in OVER or (begun and field in ("filter", "starts_at")):
-        with pytest.raises(
-            Conflict, match="nothing can be changed" if status in OVER else f"{field} cannot be changed"
-        ):
-            await mailings.edit(db, mailing_id, changes)
-        assert await mailings.get(db, mailing_id) == before
-    else:
-        after = await mailings.edit(db, mailing_id, changes)
-        assert getattr(after, field) == CHANGES[field]
-        assert after.version == 2
-        for other in set(CHANGES) - set(changes):
-            assert getattr(after, other) == getattr(before, other)
+async def test_every_field_in_every_status(db: Pool) -> None:
+    for field, status in itertools.product(CHANGES, STATUSES):
+        mailing_id = await insert_mailing(db, status, planned=status not in ("draft", "scheduled"))
+        before = await mailings.get(db, mailing_id)
+        changes = {field: CHANGES[field]}
+        if field == "starts_at":
+            changes["ends_at"] = CHANGES["ends_at"]
+        begun = status in ("running", "paused")
+        if status in OVER or (begun and field in ("filter", "starts_at")):
+            with pytest.raises(
+                Conflict, match="nothing can be changed" if status in OVER else f"{field} cannot be changed"
+            ):
+                await mailings.edit(db, mailing_id, changes)
+            assert await mailings.get(db, mailing_id) == before
+        else:
+            after = await mailings.edit(db, mailing_id, changes)
+            assert getattr(after, field) == CHANGES[field]
+            assert after.version == 2
+            for other in set(CHANGES) - set(changes):
+                assert getattr(after, other) == getattr(before, other)
 
 
 async def test_both_fixed_fields_are_named(db: Pool) -> None:
@@ -361,19 +361,23 @@ async def test_another_window_makes_what_waits_for_it_due_at_once(
 # ---- delete, purge ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", STATUSES)
-async def test_any_mailing_is_deleted_and_what_is_not_over_stops(db: Pool, status: str) -> None:
-    mailing_id = await insert_mailing(db, status, over_for=5 if status in OVER else None)
-    over_at = await db.fetchval("SELECT over_at FROM mailings")
-    await mailings.delete(db, mailing_id)
-    row = await db.fetchrow("SELECT status, over_at, deleted_at, version FROM mailings")
-    assert row is not None
-    assert row["status"] == (status if status in OVER else "cancelled")
-    assert row["over_at"] == (over_at or row["deleted_at"])
-    assert row["version"] == 2
-    for call in (mailings.get(db, mailing_id), mailings.delete(db, mailing_id), mailings.act(db, mailing_id, "cancel")):
-        with pytest.raises(NotFound):
-            await call
+async def test_any_mailing_is_deleted_and_what_is_not_over_stops(db: Pool) -> None:
+    for status in STATUSES:
+        mailing_id = await insert_mailing(db, status, over_for=5 if status in OVER else None)
+        over_at = await db.fetchval("SELECT over_at FROM mailings WHERE id = $1", mailing_id)
+        await mailings.delete(db, mailing_id)
+        row = await db.fetchrow("SELECT status, over_at, deleted_at, version FROM mailings WHERE id = $1", mailing_id)
+        assert row is not None
+        assert row["status"] == (status if status in OVER else "cancelled")
+        assert row["over_at"] == (over_at or row["deleted_at"])
+        assert row["version"] == 2
+        for call in (
+            mailings.get(db, mailing_id),
+            mailings.delete(db, mailing_id),
+            mailings.act(db, mailing_id, "cancel"),
+        ):
+            with pytest.raises(NotFound):
+                await call
 
 
 TABLES = ("messages", "slices", "batches", "attempts", "counters", "failures", "series", "mailing_texts", "mailings")
@@ -473,33 +477,32 @@ async def test_two_replicas_begin_a_mailing_once(db: Pool) -> None:
     assert (await mailings.get(db, mailing_id)).status == "running"
 
 
-@pytest.mark.parametrize("status", STATUSES)
-async def test_what_has_ended_is_finished(db: Pool, status: str) -> None:
-    ended = await insert_mailing(db, status, ends_in=-0.01)
-    await insert_mailing(db, status, ends_in=60)
-    alive = status in ("scheduled", "running", "paused")
-    assert await mailings.finish_ended(db) == ([ended] if alive else [])
-    mailing = await mailings.get(db, ended)
-    assert mailing.status == ("finished" if alive else status)
-    assert mailing.status_reason == ("ended" if alive else None)
-    assert (await db.fetchval("SELECT over_at FROM mailings WHERE id = $1", ended) is not None) == alive
-    assert await mailings.finish_ended(db) == []
+async def test_what_has_ended_is_finished(db: Pool) -> None:
+    for status in STATUSES:
+        ended = await insert_mailing(db, status, ends_in=-0.01)
+        await insert_mailing(db, status, ends_in=60)
+        alive = status in ("scheduled", "running", "paused")
+        assert await mailings.finish_ended(db) == ([ended] if alive else [])
+        mailing = await mailings.get(db, ended)
+        assert mailing.status == ("finished" if alive else status)
+        assert mailing.status_reason == ("ended" if alive else None)
+        assert (await db.fetchval("SELECT over_at FROM mailings WHERE id = $1", ended) is not None) == alive
+        assert await mailings.finish_ended(db) == []
 
 
-@pytest.mark.parametrize("status", STATUSES)
-@pytest.mark.parametrize("left", ["nothing", "a batch", "a batch in hand", "clients"])
-async def test_a_mailing_is_closed_when_it_is_planned_and_nothing_is_left(db: Pool, status: str, left: str) -> None:
-    mailing_id = await insert_mailing(db, status, planned=left != "clients")
-    if "batch" in left:
-        ids = await insert_messages(db, mailing_id, 1)
-        await insert_batch(db, mailing_id, ids, replica=ME if "hand" in left else None)
-    ready = status in ("running", "paused") and left == "nothing"
-    assert await mailings.worked_off(db) == ([mailing_id] if ready else [])
-    assert await mailings.close(db, mailing_id) is ready
-    mailing = await mailings.get(db, mailing_id)
-    assert (mailing.status, mailing.status_reason) == (("finished", "completed") if ready else (status, None))
-    assert (await db.fetchval("SELECT over_at FROM mailings") is not None) == ready
-    assert await mailings.close(db, mailing_id) is False
+async def test_a_mailing_is_closed_when_it_is_planned_and_nothing_is_left(db: Pool) -> None:
+    for status, left in itertools.product(STATUSES, ("nothing", "a batch", "a batch in hand", "clients")):
+        mailing_id = await insert_mailing(db, status, planned=left != "clients")
+        if "batch" in left:
+            ids = await insert_messages(db, mailing_id, 1)
+            await insert_batch(db, mailing_id, ids, replica=ME if "hand" in left else None)
+        ready = status in ("running", "paused") and left == "nothing"
+        assert await mailings.worked_off(db) == ([mailing_id] if ready else [])
+        assert await mailings.close(db, mailing_id) is ready
+        mailing = await mailings.get(db, mailing_id)
+        assert (mailing.status, mailing.status_reason) == (("finished", "completed") if ready else (status, None))
+        assert (await db.fetchval("SELECT over_at FROM mailings WHERE id = $1", mailing_id) is not None) == ready
+        assert await mailings.close(db, mailing_id) is False
 
 
 async def test_two_replicas_close_a_mailing_once(db: Pool) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
+import random
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 
+from notifier.errors import Conflict
 from notifier.models import MailingStatus, Standing
 from notifier.storage import ledger, mailings, queue, replicas, statistics
 from notifier.storage.database import Db, Pool, transaction
@@ -83,10 +88,10 @@ async def test_a_list_is_claimed_in_its_order(db: Pool) -> None:
     assert not await books(db)
 
 
-@pytest.mark.parametrize("status", ["draft", "scheduled", "paused", "finished", "cancelled"])
-async def test_only_running_mailings_are_claimed_from(db: Pool, status: str) -> None:
-    await running(db, 2, status=status)
-    assert await queue.claim(db, ME, after=0) == []
+async def test_only_running_mailings_are_claimed_from(db: Pool) -> None:
+    for status in ("draft", "scheduled", "paused", "finished", "cancelled"):
+        await running(db, 2, status=status)
+        assert await queue.claim(db, ME, after=0) == []
 
 
 async def test_neither_the_ended_nor_the_not_yet_due_is_claimed(db: Pool) -> None:
@@ -565,24 +570,26 @@ async def test_results_are_counted_and_what_goes_on_is_grouped(db: Pool) -> None
     assert not await books(db)
 
 
-@pytest.mark.parametrize("before", ["waiting", "retrying", "doubtful"])
-@pytest.mark.parametrize("after", [s.value for s in Standing if s not in ("delivered", "undelivered")])
-async def test_every_step_moves_the_counters(db: Pool, before: str, after: str) -> None:
-    outcomes = {"waiting": "not_started", "retrying": "unavailable", "doubtful": "unknown"}
-    mailing_id = await insert_mailing(db)
-    (id_,) = await insert_messages(db, mailing_id, 1)
-    await insert_ledger(db, mailing_id, id_, (outcomes[before], before, "paused"))
-    await insert_batch(db, mailing_id, [id_], seq=2, standing=before)
-    batch = await claim_one(db)
-    await record_one(db, report(batch, 1))
-    assert not await books(db)
+STANDINGS = [s.value for s in Standing if s not in ("delivered", "undelivered")]
 
-    goes_on = LATER if after in outcomes else None
-    outcome = outcomes.get(after, {"sent": "accepted", "failed": "rejected"}.get(after, after))
-    await record_one(db, report(batch), result(batch, id_, outcome, after, reason="reset", due_at=goes_on))
 
-    assert not await books(db)
-    assert (await ledger_of(db, id_))[-1] == (2, outcome, after, "reset")
+async def test_every_step_moves_the_counters(db: Pool) -> None:
+    for before, after in itertools.product(("waiting", "retrying", "doubtful"), STANDINGS):
+        outcomes = {"waiting": "not_started", "retrying": "unavailable", "doubtful": "unknown"}
+        mailing_id = await insert_mailing(db)
+        (id_,) = await insert_messages(db, mailing_id, 1)
+        await insert_ledger(db, mailing_id, id_, (outcomes[before], before, "paused"))
+        await insert_batch(db, mailing_id, [id_], seq=2, standing=before)
+        batch = await claim_one(db)
+        await record_one(db, report(batch, 1))
+        assert not await books(db)
+
+        goes_on = LATER if after in outcomes else None
+        outcome = outcomes.get(after, {"sent": "accepted", "failed": "rejected"}.get(after, after))
+        await record_one(db, report(batch), result(batch, id_, outcome, after, reason="reset", due_at=goes_on))
+
+        assert not await books(db)
+        assert (await ledger_of(db, id_))[-1] == (2, outcome, after, "reset")
 
 
 async def test_results_come_in_any_order_and_finish_the_batch(db: Pool) -> None:
@@ -691,23 +698,23 @@ async def test_two_numbers_of_one_message_in_one_record_are_told_apart(db: Pool)
     assert mailing_id
 
 
-@pytest.mark.parametrize(
-    "refused",
-    [
-        {"detail": "a\x00b"},
-        {"status_code": 40_000},
-        {"duration_ms": 2**31},
-        {"detail": "\ud800"},
-    ],
-)
-async def test_a_refused_value_raises_and_writes_nothing(db: Pool, refused: dict[str, Any]) -> None:
-    mailing_id, ids, batch = await marked(db, 3, mark=2)
-    before = await batches_of(db, mailing_id)
-    with pytest.raises((asyncpg.PostgresError, ValueError)):
-        await record_one(db, report(batch, 3, old_mark=2), result(batch, ids[0]), result(batch, ids[1], **refused))
-    assert await batches_of(db, mailing_id) == before
-    assert await ledger_of(db, ids[0]) == []
-    assert not await books(db)
+REFUSED: list[dict[str, Any]] = [
+    {"detail": "a\x00b"},
+    {"detail": "\ud800"},
+    {"status_code": 40_000},
+    {"duration_ms": 2**31},
+]
+
+
+async def test_a_refused_value_raises_and_writes_nothing(db: Pool) -> None:
+    for refused in REFUSED:
+        mailing_id, ids, batch = await marked(db, 3, mark=2)
+        before = await batches_of(db, mailing_id)
+        with pytest.raises((asyncpg.PostgresError, ValueError)):
+            await record_one(db, report(batch, 3, old_mark=2), result(batch, ids[0]), result(batch, ids[1], **refused))
+        assert await batches_of(db, mailing_id) == before
+        assert await ledger_of(db, ids[0]) == []
+        assert not await books(db)
 
 
 async def test_another_row_that_comes_in_between_raises_and_the_second_try_passes(db: Pool) -> None:
@@ -937,15 +944,25 @@ async def test_batches_of_the_dead_the_unknown_and_the_stuck_are_taken_over(db: 
     assert not await books(db)
 
 
-@pytest.mark.parametrize(("over_for", "taken"), [(46, 1), (44, 0), (None, 0)])
-async def test_what_is_owned_long_after_the_end_is_taken_from_anybody(
-    db: Pool, over_for: float | None, taken: int
-) -> None:
-    living = await replicas.register(db, "living")
-    mailing_id = await insert_mailing(db, "cancelled", over_for=over_for)
-    ids = await insert_messages(db, mailing_id, 2)
-    await insert_batch(db, mailing_id, range(*_bounds(ids)), replica=living, idle_for=5)
-    assert len(await queue.adopt(db, living, in_hand=[], dead=[], idle=30, over=45)) == taken
+async def test_what_is_owned_long_after_the_end_is_taken_from_anybody(db: Pool) -> None:
+    for over_for, taken in ((46, 1), (44, 0), (None, 0)):
+        living = await replicas.register(db, "living")
+        mailing_id = await insert_mailing(db, "cancelled", over_for=over_for)
+        ids = await insert_messages(db, mailing_id, 2)
+        await insert_batch(db, mailing_id, range(*_bounds(ids)), replica=living, idle_for=5)
+        assert len(await queue.adopt(db, living, in_hand=[], dead=[], idle=30, over=45)) == taken
+        await db.execute("DELETE FROM batches")
+
+
+async def test_a_claim_whose_answer_was_lost_is_found_again(db: Pool) -> None:
+    """It is mine, but I know nothing of it; one that was claimed just now may still be on its way to me."""
+    me, peer = await replicas.register(db, "me"), await replicas.register(db, "peer")
+    lost = await _owned_by(db, me, idle_for=queue.LOST_CLAIM + 1)
+    held = await _owned_by(db, me, idle_for=queue.LOST_CLAIM + 1)
+    await _owned_by(db, me, idle_for=queue.LOST_CLAIM - 2)
+    await _owned_by(db, peer, idle_for=queue.LOST_CLAIM + 1)
+    adopted = await queue.adopt(db, me, in_hand=[held], dead=[], idle=30, over=45)
+    assert [batch.id for batch in adopted] == [lost]
 
 
 async def test_two_who_take_over_at_once_share(db: Pool) -> None:
@@ -1090,3 +1107,133 @@ async def test_counters_are_locked_in_one_order_too(db: Pool) -> None:
         assert (await record).written == 1
         assert await append
     assert not await books(db)
+
+
+# ---- everything at random -----------------------------------------------------------------------------------------
+
+
+class _Walk:
+    """Two replicas who do at random whatever the verbs allow; what each believes of its batches may be out of date."""
+
+    def __init__(self, db: Pool, seed: int, ids: list[int]) -> None:
+        self.db = db
+        self.random = random.Random(seed)
+        self.ids = ids
+        self.held: list[tuple[int, queue.Claimed]] = []  # (replica, batch), with its mark as last heard
+        self.unheard: set[int] = set()
+        self.releasing: set[int] = set()
+
+    async def step(self) -> str:
+        verb = self.random.choice([self.claim, self.record, self.record, self.record, self.late, self.word, self.adopt])
+        if verb == self.record and not self.held:
+            verb = self.claim
+        await verb()
+        return verb.__name__
+
+    async def claim(self) -> None:
+        replica = self.random.choice([ME, PEER])
+        retries = self.random.random() < 0.5
+        self.held += [(replica, batch) for batch in await queue.claim(self.db, replica, after=0, retries=retries)]
+
+    def ending(self, batch: queue.Claimed, message_id: int) -> queue.Result:
+        standing = self.random.choice(["sent", "failed", "retrying", "doubtful", "unknown"])
+        outcome = {"sent": "accepted", "failed": "rejected", "retrying": "unavailable"}.get(standing, "unknown")
+        goes_on = standing in ("retrying", "doubtful")
+        at = AT + timedelta(microseconds=self.random.randrange(10**9))
+        return result(
+            batch, message_id, outcome, standing, reason="reset", due_at=soon(-1) if goes_on else None, started_at=at
+        )
+
+    async def record(self) -> None:
+        """Results for some of those under the mark, and a wish: more, or to give the rest back, or a sorting again."""
+        place = self.random.randrange(len(self.held))
+        replica, batch = self.held[place]
+        loaded = await queue.load(self.db, batch.ids, [batch.seq] * len(batch.ids))
+        rest = list(batch.ids[batch.mark :])
+        if rest and batch.id not in self.unheard and self.random.random() < 0.2:
+            away = [m.id for m in loaded[batch.mark :] if not m.recorded and self.random.random() < 0.5]
+            keep = [id_ for id_ in batch.ids if id_ not in away]
+            if not await queue.sort_again(self.db, batch, keep, [(id_, soon(-1)) for id_ in away]) or not keep:
+                del self.held[place]
+            else:
+                self.held[place] = replica, replace(batch, ids=keep)
+            return
+        results = [self.ending(batch, m.id) for m in loaded[: batch.mark] if self.random.random() < 0.6]
+        release = batch.id in self.releasing or self.random.random() < 0.2
+        if release:
+            self.releasing.add(batch.id)  # for good, as its tail is gone
+        mark = self.random.randint(batch.mark, len(batch.ids))
+        skipped = sum(m.recorded for m in loaded[batch.mark : mark])
+        recorded = await record_one(
+            self.db, report(batch, mark, skipped=skipped, release=release), *results, replica=replica
+        )
+        if self.random.random() < 0.3:  # the acknowledgement was lost: what was asked for may have been granted
+            self.unheard.add(batch.id)
+            return
+        self.unheard.discard(batch.id)
+        if not recorded.owned or recorded.finished:
+            del self.held[place]
+        else:
+            ids = batch.ids[: recorded.mark] if release else batch.ids
+            self.held[place] = replica, replace(batch, mark=recorded.mark, late=recorded.late, ids=ids)
+
+    async def late(self) -> None:
+        at = AT + timedelta(microseconds=self.random.randrange(10**9))
+        late = self.ending(self.held[0][1], 0) if self.held else result(0, 0)
+        await ledger.append_late(self.db, PEER, late._replace(message_id=self.random.choice(self.ids), started_at=at))
+
+    async def word(self) -> None:
+        decision: Any = self.random.choice(["sent", "failed", "again"])
+        for message_id in self.random.sample(self.ids, 3):
+            with contextlib.suppress(Conflict):
+                await ledger.resolve(self.db, message_id, decision)
+        for mailing_id in await db_ids(self.db):
+            with contextlib.suppress(Conflict):
+                await mailings.act(self.db, mailing_id, self.random.choice(["pause", "resume", "resume"]))
+
+    async def adopt(self) -> None:
+        """Everybody is dead to whoever takes over, and does not hear of it."""
+        if self.random.random() < 0.7:
+            return
+        for adopted in await queue.adopt(self.db, PEER, in_hand=[], dead=[], idle=99, over=99):
+            loaded = await queue.load(self.db, adopted.ids[: adopted.mark], [adopted.seq] * adopted.mark)
+            results = [
+                result(adopted, m.id, "interrupted", "doubtful", reason="interrupted", due_at=soon(-1))
+                for m in loaded
+                if not m.recorded
+            ]
+            await record_one(self.db, report(adopted, release=True), *results, replica=PEER)
+
+
+async def db_ids(db: Db) -> list[int]:
+    return [row["id"] for row in await db.fetch("SELECT id FROM mailings ORDER BY id")]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_whatever_is_done_in_whatever_order_the_books_balance(db: Pool, seed: int) -> None:
+    """And in the end, when the dead are taken over and every message was answered, nothing is left."""
+    _, ids = await running(db, 7, 4)
+    _, more = await running(db, 5)
+    walk = _Walk(db, seed, ids + more)
+    for n in range(120):
+        did = await walk.step()
+        assert not await books(db), f"step {n}: {did}"
+
+    for mailing_id in await db_ids(db):
+        with contextlib.suppress(Conflict):
+            await mailings.act(db, mailing_id, "resume")
+    for adopted in await queue.adopt(db, PEER, in_hand=[], dead=[], idle=-60, over=99):
+        loaded = await queue.load(db, adopted.ids[: adopted.mark], [adopted.seq] * adopted.mark)
+        results = [result(adopted, m.id) for m in loaded if not m.recorded]
+        await record_one(db, report(adopted, release=True), *results, replica=PEER)
+    while claimed := await queue.claim(db, ME, after=0, limit=8):
+        for batch in claimed:
+            loaded = await queue.load(db, batch.ids, [batch.seq] * len(batch.ids))
+            open_ = [m.id for m in loaded if not m.recorded]
+            await record_one(db, report(batch, len(batch.ids), skipped=len(loaded) - len(open_)))
+            marked_ = report(batch, old_mark=len(batch.ids))
+            await record_one(db, marked_, *(result(batch, id_) for id_ in open_))
+        assert not await books(db)
+    assert await db.fetchval("SELECT count(*) FROM batches") == 0
+    for mailing_id in await db_ids(db):
+        assert await mailings.close(db, mailing_id) or (await mailings.get(db, mailing_id)).status == "finished"
