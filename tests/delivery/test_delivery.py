@@ -249,9 +249,12 @@ async def test_dns_and_tls_failures_are_surely_not_sent(world: World) -> None:
     (message,) = await world.messages(mailing)
     assert (message.timeline[0].outcome, message.timeline[0].reason) == ("unavailable", "dns")
     await world.kill(world.schedulers[0])
-    no_tls = await asyncio.start_server(
-        lambda _, writer: writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\n"), "127.0.0.1", 0
-    )
+
+    def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    no_tls = await asyncio.start_server(answer, "127.0.0.1", 0)
     await world.replica(url=f"https://127.0.0.1:{no_tls.sockets[0].getsockname()[1]}", concurrency=1)
 
     async def tls() -> bool:
