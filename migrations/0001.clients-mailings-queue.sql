@@ -108,7 +108,6 @@ CREATE TABLE batches (
     mark          integer NOT NULL DEFAULT 0,   -- so many from the front may have been started
     done          integer NOT NULL DEFAULT 0,   -- and so many of those have their ledger row
     late          integer NOT NULL DEFAULT 0,   -- ledger rows that others wrote for its messages
-    progressed_at timestamptz,
     ids           bigint[],
     CHECK (mark BETWEEN 0 AND size AND done BETWEEN 0 AND mark),
     CHECK ((owner IS NULL) = (replica IS NULL)),

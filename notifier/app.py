@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -54,10 +54,11 @@ class Service:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def told(*, stopped: int = 1) -> Iterator[None]:
     """Errors become words on stderr: exit 2 for what must be set differently, 1 for what went wrong.
 
     Until a loop runs, and after it, SIGTERM unwinds as Ctrl-C does: the last one out stops the embedded PostgreSQL.
+    The exit code then is ``stopped``: 0 where to be stopped is no failure.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -73,6 +74,9 @@ def told() -> Iterator[None]:
     except NotifierError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        sys.exit(stopped)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -82,6 +86,20 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     except ImportError:
         return asyncio.run(main)
     return uvloop.run(main)
+
+
+@contextmanager
+def bound(settings: Settings) -> Iterator[list[socket.socket]]:
+    """Yield the sockets to serve on; nothing else is touched while the port is not ours. Raises PortTaken."""
+    host, port = settings.host, settings.port
+    try:
+        sockets = bind_sockets(port, host)
+    except OSError as error:
+        raise PortTaken(f"cannot listen on {host} port {port}: {error.strerror}; set HOST and PORT") from error
+    with ExitStack() as stack:
+        for each in sockets:
+            stack.enter_context(each)
+        yield sockets
 
 
 @contextmanager
@@ -107,17 +125,14 @@ def migrate(dsn: str) -> None:
 
 
 @asynccontextmanager
-async def service(settings: Settings, dsn: str) -> AsyncIterator[Service]:
-    """Serve in this process until the block is left.
+async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) -> AsyncIterator[Service]:
+    """Serve in this process on the `bound` sockets until the block is left.
 
     The lines stand in the order of starting; stopping goes the other way: not ready any more but still answering, what
-    is in flight finished and recorded, the rest given back, then deaf. Raises PortTaken.
+    is in flight finished and recorded, the rest given back, then deaf.
     """
     draining = False
     async with AsyncExitStack() as stack:
-        sockets = _bind(settings.host, settings.port)
-        for each in sockets:
-            stack.callback(each.close)
         web_db = await _pool(stack, settings, dsn, "web", WEB_POOL)
         await database.check(web_db)
         scheduler = None if settings.role == "api" else await _scheduler(stack, settings, dsn)
@@ -148,13 +163,6 @@ async def service(settings: Settings, dsn: str) -> AsyncIterator[Service]:
             yield Service(url, web_db, scheduler)
         finally:
             draining = True
-
-
-def _bind(host: str, port: int) -> list[socket.socket]:
-    try:
-        return bind_sockets(port, host)
-    except OSError as error:
-        raise PortTaken(f"cannot listen on {host} port {port}: {error.strerror}; set HOST and PORT") from error
 
 
 def _shown(host: str) -> str:
@@ -222,8 +230,8 @@ def _routes(settings: Settings) -> Any:
     return tuple(route for route in ROUTES if settings.role != "worker" or issubclass(route.handler, OBSERVED))
 
 
-async def serve(settings: Settings, dsn: str) -> None:
-    """Serve until SIGTERM or SIGINT; a second signal ends the process at once."""
+async def serve(settings: Settings, dsn: str, sockets: list[socket.socket]) -> None:
+    """Serve on the `bound` sockets until SIGTERM or SIGINT; a second signal ends the process at once."""
     stop = asyncio.Event()
 
     def signalled() -> None:
@@ -234,7 +242,7 @@ async def serve(settings: Settings, dsn: str) -> None:
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, signalled)
-    async with service(settings, dsn):
+    async with service(settings, dsn, sockets):
         await stop.wait()
         log.info("stopping", grace=settings.shutdown_grace)
     log.info("stopped")

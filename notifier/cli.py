@@ -28,12 +28,12 @@ def main(context: click.Context) -> None:
 @main.command()
 def serve() -> None:
     """Migrate if needed, then serve API, admin pages and scheduler (the default)."""
-    with app.told():
+    with app.told(stopped=0):
         loaded = settings.Settings.load()
         app.configure_logging(loaded)
         settings.secret_key(loaded)
-        with app.a_database(loaded) as dsn:
-            app.run(app.serve(loaded, dsn))
+        with app.bound(loaded) as sockets, app.a_database(loaded) as dsn:
+            app.run(app.serve(loaded, dsn, sockets))
 
 
 @main.command()

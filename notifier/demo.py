@@ -16,6 +16,7 @@ from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import aiohttp
@@ -28,7 +29,7 @@ from rich.table import Table
 from notifier import app, telemetry
 from notifier.errors import NotifierError
 from notifier.models import OVER, MailingStatus, Standing, Status, status_of
-from notifier.settings import Settings
+from notifier.settings import Settings, secret_key
 from notifier.simulator import Entry, Simulator, read_ledger
 from notifier.storage.database import Db
 
@@ -87,18 +88,20 @@ def command(clients: int, leave: bool, port: int | None) -> None:
     """
     console = Console()
     telemetry.configure("warning", "console")  # so that the bar stays whole
-    with app.told():
+    with app.told(stopped=1 if leave else 0):
         settings = _settings(0 if leave and port is None else port)
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        secret_key(settings)  # makes the folder, or says what is wrong with it
         console.print("Starting PostgreSQL, the simulated gateway and the service …")
         with (
+            app.bound(settings) as sockets,
             app.a_database(settings) as dsn,
             # The ledger is continued: what a run left undone goes on in the next one, and no text is taken twice.
             Simulator(ledger=settings.data_dir / "gateway.jsonl", latency=LATENCY, jitter=JITTER) as gateway,
         ):
             gateway.script(FAILURES)
             settings = replace(settings, gateway_url=gateway.url)
-            if not app.run(_until_stopped(_demo(console, settings, dsn, gateway.ledger, clients, leave))) and leave:
+            work = _demo(console, settings, dsn, sockets, gateway.ledger, clients, leave)
+            if not app.run(_until_stopped(work)) and leave:
                 raise Failed("stopped before the mailing was finished")
 
 
@@ -130,8 +133,16 @@ async def _until_stopped(work: Coroutine[Any, Any, None]) -> bool:
     return True
 
 
-async def _demo(console: Console, settings: Settings, dsn: str, ledger: Path, clients: int, leave: bool) -> None:
-    async with app.service(settings, dsn) as service:
+async def _demo(
+    console: Console,
+    settings: Settings,
+    dsn: str,
+    sockets: list[socket],
+    ledger: Path,
+    clients: int,
+    leave: bool,
+) -> None:
+    async with app.service(settings, dsn, sockets) as service:
         headers = {"Authorization": f"Bearer {settings.bootstrap_token}"}
         async with aiohttp.ClientSession(f"{service.url}/api/v1/", headers=headers, raise_for_status=True) as api:
             await _add_clients(console, api, clients)

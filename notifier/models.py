@@ -26,7 +26,7 @@ class MailingStatus(StrEnum):
 
 
 # verb → (from any of these, to this); what is not listed is a 409. `resume` leads back to `scheduled` when nothing
-# was chosen yet (see storage.mailings.resume); `finish` and `begin` are the scheduler's own.
+# was chosen yet (storage.mailings.act); `begin` and `finish` are the scheduler's own, in statements of its own there.
 MAILING_TRANSITIONS: dict[str, tuple[frozenset[MailingStatus], MailingStatus]] = {
     "start": (frozenset({MailingStatus.DRAFT}), MailingStatus.SCHEDULED),
     "begin": (frozenset({MailingStatus.SCHEDULED}), MailingStatus.RUNNING),

@@ -316,7 +316,7 @@ SETTINGS = tuple(
 def secret_key(settings: Settings) -> str:
     """Return ``SECRET_KEY``, or the key kept in ``DATA_DIR/secret_key``, made at the first call (mode 0600).
 
-    Several processes may call it at once: all get the same key. Raises `SettingsError` for an unusable file.
+    Several processes may call it at once: all get the same key. Raises `SettingsError` for an unusable file or folder.
     """
     if settings.secret_key is not None:
         return settings.secret_key
@@ -326,9 +326,11 @@ def secret_key(settings: Settings) -> str:
             settings.data_dir.mkdir(parents=True, exist_ok=True)
             _write_once(path, secrets.token_urlsafe(SECRET_KEY_MIN))
         return _long(SECRET_KEY_MIN)(path.read_text().strip())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise SettingsError([f"SECRET_KEY: {path} {reason}; set SECRET_KEY, or remove the file"]) from error
+    except OSError as error:
+        why = f"{path} can be neither read nor made ({error.strerror})"
+        raise SettingsError([f"DATA_DIR: {why}; name a folder in which this user can read and write"]) from error
+    except ValueError as error:
+        raise SettingsError([f"SECRET_KEY: {path} {error}; set SECRET_KEY, or remove the file"]) from error
 
 
 def _write_once(path: Path, text: str) -> None:

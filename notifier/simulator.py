@@ -576,7 +576,7 @@ class Gateway:
                 connection.play(answer)
 
     def _continue(self, path: Path) -> int:
-        ledger = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        ledger = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)  # it has phones in it
         if path.is_file():  # a device or a pipe remembers nothing
             for entry in read_ledger(path):
                 if entry.id is not None:

@@ -163,19 +163,61 @@ async def test_two_replicas_share_an_embedded_database_until_sigterm(place: Path
             assert "Traceback" not in each.said()
 
 
-def test_a_port_that_is_taken(place: Path, dsn: str) -> None:
+def test_a_port_that_is_taken_stops_it_before_it_touches_a_database(place: Path, empty_dsn: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
-        ended = run(place, "serve", PORT=port, DATABASE_URL=dsn, SECRET_KEY=KEY)
-    assert ended.returncode == 2
-    assert f"port {port}" in ended.stderr
+        there = run(place, "serve", PORT=port, DATABASE_URL=empty_dsn, SECRET_KEY=KEY)
+        embedded = run(place, "serve", PORT=port)
+    for ended in (there, embedded):
+        assert ended.returncode == 2
+        assert f"port {port}" in ended.stderr
+        assert "Traceback" not in ended.stderr
+    with psycopg.connect(empty_dsn) as connection:
+        assert connection.execute("SELECT to_regclass('clients')").fetchone() == (None,)
+    assert not (place / "postgresql").exists()
+
+
+@pytest.mark.parametrize("given", [{}, {"SECRET_KEY": KEY}])
+@pytest.mark.parametrize("name", ["file", "/proc/foo"])
+def test_a_data_folder_that_cannot_be_one(place: Path, name: str, given: dict[str, str]) -> None:
+    (place / "file").touch()
+    ended = run(place, "serve", **{"DATA_DIR": name, **given})
+    assert ended.returncode in (1, 2)
+    assert "DATA_DIR" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+async def test_the_embedded_database_is_killed_and_service_recovers(place: Path) -> None:
+    with started(place, BOOTSTRAP_TOKEN=TOKEN) as one:
+        url = await one.up()
+        client = json.loads(get(f"{url}/api/v1/clients", b'{"phone": "79161234567"}'))
+        pid = place / "postgresql/postgres/data/postmaster.pid"
+        os.kill(int(pid.read_text().split()[0]), signal.SIGKILL)
+        await poll_until(lambda: "the embedded PostgreSQL is back" in one.said(), 20)
+        assert get(f"{url}/readyz") == b"ok\n"
+        assert json.loads(get(f"{url}/api/v1/clients"))["items"] == [client]
+        one.process.send_signal(signal.SIGTERM)
+        assert one.process.wait(20) == 0
+        assert "Traceback" not in one.said()
 
 
 async def test_a_database_that_is_away_is_waited_for(place: Path, closed: str) -> None:
     with started(place, DATABASE_URL=closed, SECRET_KEY=KEY) as waiting:
         await poll_until(lambda: "the database is away, waiting up to 60 s more" in waiting.said(), 20)
         assert waiting.process.poll() is None
+
+
+@pytest.mark.parametrize(("command", "code"), [("serve", 0), ("migrate", 1)])
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+async def test_stopped_while_the_database_is_waited_for(
+    place: Path, closed: str, command: str, code: int, by: signal.Signals
+) -> None:
+    with started(place, command, str(SERVER), command, DATABASE_URL=closed, SECRET_KEY=KEY) as waiting:
+        await poll_until(lambda: "the database is away, waiting up to 60 s more" in waiting.said(), 20)
+        waiting.process.send_signal(by)
+        assert waiting.process.wait(10) == code  # a migration that was stopped is none
+        assert waiting.said().splitlines()[-1] == "stopped"
+        assert "Traceback" not in waiting.said()
 
 
 async def test_patience_ends(place: Path, closed: str) -> None:

@@ -97,7 +97,9 @@ def test_it_ends_well_twice_and_calls_nobody_else(place: Path, stranger: socket.
     second = demo(place, "--exit", "--clients", "20", **others)
     assert second.returncode == 0, second.stderr
     assert 0 < row(second.stdout, "audience") < 20
-    taken = Counter(entry.id for entry in read_ledger(place / "demo" / "gateway.jsonl") if entry.accepted)
+    ledger = place / "demo" / "gateway.jsonl"
+    assert ledger.stat().st_mode & 0o777 == 0o600  # it has phones in it
+    taken = Counter(entry.id for entry in read_ledger(ledger) if entry.accepted)
     assert len(taken) == audience + row(second.stdout, "audience")
     assert set(taken.values()) == {1}
     with pytest.raises(BlockingIOError):
@@ -109,6 +111,14 @@ def test_a_port_that_is_taken(place: Path, stranger: socket.socket) -> None:
     ended = demo(place, "--port", str(port), "--clients", "1", "--exit")
     assert ended.returncode == 2
     assert f"port {port}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (place / "demo" / "postgresql").exists()
+
+
+def test_a_data_folder_that_cannot_be_one(place: Path) -> None:
+    ended = demo(place, "--clients", "1", "--exit", DATA_DIR="/proc/foo")
+    assert ended.returncode == 2
+    assert "error: DATA_DIR: /proc/foo" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -255,6 +258,32 @@ def test_a_spoilt_key_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "secret_key").write_text("short")
     with pytest.raises(SettingsError, match="secret_key has 5 characters"):
         secret_key(Settings.load({"DATA_DIR": str(tmp_path)}, None))
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/foo"])
+def test_a_data_folder_that_is_none_is_blamed_itself(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SettingsError, match="SECRET_KEY"):
-        secret_key(Settings.load({"DATA_DIR": str(tmp_path / "file")}, None))
+    with pytest.raises(
+        SettingsError, match=f"^DATA_DIR: .*{name}.*name a folder in which this user can read and write"
+    ):
+        secret_key(Settings.load({"DATA_DIR": str(tmp_path / name)}, None))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of root's and leave it")
+def test_roots_data_folder_is_blamed_when_it_is_used_by_another(tmp_path: Path) -> None:
+    place = Path(tempfile.mkdtemp())  # not below tmp_path, where only root can enter
+    try:
+        place.chmod(0o755)
+        for step in ("empty", "with a key", "closed"):
+            if step == "with a key":
+                (place / "secret_key").touch(mode=0o600)
+            if step == "closed":
+                place.chmod(0o700)
+            os.seteuid(65534)
+            try:
+                with pytest.raises(SettingsError, match=r"^DATA_DIR: .*Permission denied"):
+                    secret_key(Settings.load({"DATA_DIR": str(place)}, None))
+            finally:
+                os.seteuid(0)
+    finally:
+        shutil.rmtree(place)

@@ -7,23 +7,27 @@ from datetime import UTC, datetime
 
 
 class Clock:
-    """Never behind the database's clock, and ahead of it by no more than one round trip.
+    """The database's time lies between two bounds: it was read after the question left and before the answer came.
 
-    The database's time in an answer was read after the question left, so counting from that moment errs on the late
-    side: what must not start after an end, or after a local window closed, does not.
+    What must not happen after an end goes by `latest`, what must not happen before an opening by `earliest`.
     """
 
     def __init__(self) -> None:
-        self._offset = time.time() - time.monotonic()
+        self._ahead = self._behind = time.time() - time.monotonic()
 
     def set(self, now: datetime, asked: float) -> None:
         """The database said ``now`` to a question that left at ``asked`` (``time.monotonic``)."""
-        self._offset = now.timestamp() - asked
+        self._ahead = now.timestamp() - asked
+        self._behind = now.timestamp() - time.monotonic()
 
-    def at(self, monotonic: float) -> float:
-        """The database's time at ``time.monotonic() == monotonic``, in seconds since the epoch."""
-        return monotonic + self._offset
+    def latest(self, monotonic: float) -> float:
+        """The database's time at ``time.monotonic() == monotonic`` is not after this (seconds since the epoch)."""
+        return monotonic + self._ahead
+
+    def earliest(self, monotonic: float) -> float:
+        """The database's time at ``time.monotonic() == monotonic`` is not before this (seconds since the epoch)."""
+        return monotonic + self._behind
 
     def now(self) -> datetime:
-        """The database's time now, in UTC."""
-        return datetime.fromtimestamp(time.monotonic() + self._offset, UTC)
+        """The database's time now, in UTC, as `latest` has it."""
+        return datetime.fromtimestamp(time.monotonic() + self._ahead, UTC)

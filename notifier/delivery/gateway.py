@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import ssl
 import time
 import zlib
 from email.utils import parsedate_to_datetime
@@ -155,7 +154,7 @@ def classify_error(error: Exception) -> Answer:
     detail = _words(f"{type(error).__name__}: {error}")
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return Answer(Outcome.UNAVAILABLE, Reason.DNS, None, detail)
-    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+    if isinstance(error, aiohttp.ClientSSLError):
         return Answer(Outcome.UNAVAILABLE, Reason.TLS, None, detail)
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return Answer(Outcome.UNAVAILABLE, Reason.CONNECT_TIMEOUT, None, detail)

@@ -14,7 +14,7 @@ from notifier import telemetry
 from notifier.delivery.clock import Clock
 from notifier.delivery.gateway import Answer
 from notifier.models import BreakerState, GatewayState, Outcome, Reason
-from notifier.storage import gateways
+from notifier.storage import gateways, queue
 from notifier.storage.database import Db
 
 # Failures in a row that open the breaker: ten do not happen by chance to a gateway that works.
@@ -32,14 +32,19 @@ UNLIMITED = 1_000_000
 _TRANSIENT = frozenset({Outcome.UNAVAILABLE, Outcome.UNKNOWN})
 
 
-def burst(rate: float) -> tuple[float, float]:
-    """The bucket's size in messages, and how many seconds a taken token is good for.
+# A taken token is good for so many seconds after the answer that brought it.
+GOOD_FOR = 0.08
+# Under this rate there is no room for a token used late, so its lateness is charged to the bucket.
+SLOW = 10.0
+
+
+def bucket(rate: float) -> float:
+    """The size of the bucket in messages.
 
     In any t seconds at most rate × t + max(1, rate × 0.2) requests start: half of the allowance is the bucket, the
-    other half is what may be started late out of a lease.
+    other half is rate × (GOOD_FOR + 0.02): tokens used late, and 20 ms for the database's answer.
     """
-    size = max(1.0, rate * 0.1)
-    return size, max(0.02, (max(1.0, rate * 0.2) - size) / rate)
+    return max(1.0, rate * 0.1)
 
 
 class Limits:
@@ -63,8 +68,9 @@ class Limits:
         self._paused_until = 0.0  # database time, seconds
         self._retry_at = 0.0
         self._probe_until = 0.0  # monotonic; 0 without a permit
-        self._probing = False
+        self.probing = False
         self._tokens = 0
+        self._taken = 0.0  # monotonic; not after the tokens were taken from the bucket
         self._tokens_until = 0.0
         self._next_token = 0.0  # monotonic; when the bucket has one again, as of the last look into it
         self._last_gates: tuple[object, ...] = ()
@@ -78,14 +84,14 @@ class Limits:
     def usable(self) -> bool:
         """Whether work may be claimed: not stopped, or only for a moment."""
         now = time.monotonic()
-        if self._state is not GatewayState.RUNNING or self._clock.at(now) + PATIENCE < self._paused_until:
+        if self._state is not GatewayState.RUNNING or self._clock.latest(now) + PATIENCE < self._paused_until:
             return False
-        return self.breaker is BreakerState.CLOSED or self._probing or now < self._probe_until
+        return self.breaker is BreakerState.CLOSED or self.probing or now < self._probe_until
 
     def room(self, horizon: float) -> int:
         """How many messages may be lined up for the next ``horizon`` seconds, as far as rate and breaker go."""
         if self.breaker is not BreakerState.CLOSED:
-            return 0 if self._probing else 1
+            return 0 if self.probing else 1
         if not self.rate:
             return UNLIMITED
         soon = self._tokens > 0 or time.monotonic() + horizon >= self._next_token
@@ -93,7 +99,7 @@ class Limits:
 
     def allowance(self, now: float) -> int:
         """How many requests may start at ``time.monotonic() == now``; asking without a token in hand orders some."""
-        if self._state is not GatewayState.RUNNING or self._clock.at(now) < self._paused_until:
+        if self._state is not GatewayState.RUNNING or self._clock.latest(now) < self._paused_until:
             return 0
         if self.breaker is not BreakerState.CLOSED:
             return int(now < self._probe_until)
@@ -111,15 +117,19 @@ class Limits:
         if not self.allowance(now):
             return False
         if self.breaker is not BreakerState.CLOSED:
-            self._probe_until, self._probing = 0.0, True
+            self._probe_until, self.probing = 0.0, True
         elif self.rate:
             self._tokens -= 1
+            if self.rate < SLOW:
+                late = (now - self._taken) * self.rate
+                self._tell(lambda: gateways.charge(self._db, self.name, late))
         return True
 
-    def note(self, answer: Answer, started: datetime) -> Answer:
+    def note(self, answer: Answer, started: datetime, *, probe: bool = False) -> Answer:
         """Learn from an answer, at once for this replica, with the next `poll` for all.
 
-        Gives the answer back, marked as part of an outage where the breaker is open: that costs the message no attempt.
+        ``probe``: it is the answer to the one request that an open breaker let through; no other closes it. Gives the
+        answer back, marked as part of an outage where the breaker is open: that costs the message no attempt.
         """
         outcome = answer.outcome
         if outcome is Outcome.ACCEPTED:
@@ -130,20 +140,20 @@ class Limits:
         else:
             self._note_error(answer, started)
         if outcome in _TRANSIENT:
-            return self._note_failure(answer)
+            return self._note_failure(answer, probe)
         self._failures = 0
-        if self._probing:
-            self._probing = False
+        if probe:
+            self.probing = False
             self.breaker = BreakerState.CLOSED
             self._tell(lambda: gateways.close_breaker(self._db, self.name))
             self.on_change()
         return answer
 
-    def _note_failure(self, answer: Answer) -> Answer:
+    def _note_failure(self, answer: Answer, probe: bool) -> Answer:
         outage = self.breaker is not BreakerState.CLOSED
         self._failures = 0 if outage else self._failures + 1
-        if self._probing or self._failures >= TRIP_AFTER:
-            self._probing, self._failures = False, 0
+        if probe or self._failures >= TRIP_AFTER:
+            self.probing, self._failures = False, 0
             self.breaker, self._retry_at = BreakerState.OPEN, float("inf")  # until the row says when
             self._tell(lambda: gateways.open_breaker(self._db, self.name))
         if outage and answer.outcome is Outcome.UNAVAILABLE:
@@ -164,7 +174,7 @@ class Limits:
         if answer.outcome is Outcome.THROTTLED:
             seconds = answer.retry_after
             self._throttled = True
-            self._paused_until = max(self._paused_until, self._clock.at(time.monotonic()) + (seconds or 1))
+            self._paused_until = max(self._paused_until, self._clock.latest(time.monotonic()) + (seconds or 1))
             self._tell(lambda: gateways.throttle(self._db, self.name, seconds, started))
         elif answer.outcome is Outcome.REJECTED:
             self._rejected += 1
@@ -192,9 +202,9 @@ class Limits:
             errors, self._errors = self._errors, []
             await gateways.note_errors(self._db, self.name, errors)
         await self._read()
-        left = self._paused_until - self._clock.at(time.monotonic())
+        left = self._paused_until - self._clock.latest(time.monotonic())
         wait = min(REFRESH, left + 0.001) if left > 0 else REFRESH
-        if self.breaker is not BreakerState.CLOSED and not self._probing:
+        if self.breaker is not BreakerState.CLOSED and not self.probing:
             wait = min(wait, await self._probe())
         if self._hungry:
             wait = min(wait, await self._lease())
@@ -213,7 +223,7 @@ class Limits:
         self._retry_at = row.retry_at.timestamp() if row.retry_at else 0.0
         self.breaker = row.breaker
         if self.breaker is BreakerState.CLOSED:
-            self._probing, self._probe_until = False, 0.0
+            self.probing, self._probe_until = False, 0.0
         telemetry.BREAKER_OPEN.labels(self.name).set(self.breaker is not BreakerState.CLOSED)
         gates = self._gates()
         if gates != self._last_gates:
@@ -221,15 +231,17 @@ class Limits:
             self.on_change()
 
     def _gates(self) -> tuple[object, ...]:
-        paused = self._clock.at(time.monotonic()) < self._paused_until
+        paused = self._clock.latest(time.monotonic()) < self._paused_until
         return self._state, paused, self.breaker, self.concurrency, self.rate
 
     async def _probe(self) -> float:
         """Win the one probe of the cluster when its time has come; seconds until it has."""
         asked = time.monotonic()
-        wait = self._retry_at - self._clock.at(asked)
+        wait = self._retry_at - self._clock.latest(asked)
         if wait > 0:
             return max(0.01, wait)
+        if await queue.seconds_to_next(self._db) != 0:
+            return REFRESH  # there is nothing to probe with
         if await gateways.try_probe(self._db, self.name, PROBE_START + self._timeout):
             self.breaker = BreakerState.HALF_OPEN
             self._retry_at = float("inf")
@@ -242,13 +254,12 @@ class Limits:
         self._hungry = False
         if not self.rate:
             return REFRESH
-        size, good_for = burst(self.rate)
         asked = time.monotonic()
         wanted = max(1, int(self.rate * 0.1))
-        taken, wait = await gateways.take_tokens(self._db, self.name, self.rate, size, wanted)
+        taken, wait = await gateways.take_tokens(self._db, self.name, self.rate, bucket(self.rate), wanted)
         self._next_token = asked + wait
         if taken:
-            self._tokens, self._tokens_until = taken, asked + good_for
+            self._tokens, self._taken, self._tokens_until = taken, asked, time.monotonic() + GOOD_FOR
             self.on_change()
         else:
             self._hungry = True

@@ -36,10 +36,10 @@ class Planner:
         fresh = [mailing_id for mailing_id in waiting if mailing_id not in self._begun]
         mailing_id = fresh[0] if fresh else min(waiting, key=lambda m: (m <= self._last, m))
         self._last = mailing_id
+        self._begun.add(mailing_id)  # before the work: one that always fails must not keep the others waiting
         size = FIRST if fresh else NEXT
         first_id = await audience.take_ids(self._db, size)
         slice_ = await audience.plan_slice(self._db, mailing_id, size, first_id, self._due_at)
-        self._begun.add(mailing_id)
         if slice_.messages:
             telemetry.PLANNED.inc(slice_.messages)
             self._on_batches()

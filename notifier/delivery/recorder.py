@@ -1,4 +1,4 @@
-"""Results → one transaction: what happened and the leave to go on are committed together, 10 to 50 times a second."""
+"""Results → one statement: what happened and the leave to go on are committed together."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Recorder:
             return 1.0
         age = time.monotonic() - self._last
         waiting = len(sender.results) + len(self._kept)
-        asks = any(work.loaded > work.mark or work.releasing for work in sender.works.values())
+        asks = any(work.loaded > work.mark or work.releasing > work.released for work in sender.works.values())
         if not (asks or waiting >= FULL or (waiting and age >= PATIENCE) or age >= HEARTBEAT):
             return (PATIENCE if waiting else HEARTBEAT) - age
         await self._record()
@@ -81,7 +81,7 @@ class Recorder:
         self._kept = []
         if recorded:
             self._clock.set(recorded[0].now, asked)
-        await self._look_for_lost(held, recorded)
+        self._look_for_lost(held, recorded)
         await sender.settle(recorded, asked)
 
     def _measure(self, seconds: float, results: list[Result]) -> None:
@@ -95,26 +95,22 @@ class Recorder:
             if result.duration_ms is not None:
                 telemetry.ATTEMPT_SECONDS.observe(result.duration_ms / 1000)
 
-    async def _look_for_lost(self, held: list[tuple[Work, Result]], recorded: list[Recorded]) -> None:
+    def _look_for_lost(self, held: list[tuple[Work, Result]], recorded: list[Recorded]) -> None:
         """Results that were not written: ours from a commit whose acknowledgement was lost, or late."""
         given: dict[int, list[tuple[int, Result]]] = {}
         for work, result in held:
             given.setdefault(result.batch_id, []).append((work.batch.seq, result))
         for row in recorded:
             results = given.get(row.batch_id, [])
-            if len(results) == (row.written or 0):
-                continue
-            keys = [(result.message_id, seq, result.started_at) for seq, result in results]
-            mine = await ledger.mine(self._db, self._replica, keys)
-            self._late += [(seq, result) for seq, result in results if result.message_id not in mine]
+            if len(results) != (row.written or 0):
+                self._late += results
 
     async def _append_late(self) -> None:
+        keys = [(result.message_id, seq, result.started_at) for seq, result in self._late]
+        mine = await ledger.mine(self._db, self._replica, keys)
+        self._late = [(seq, r) for seq, r in self._late if r.message_id not in mine and r.outcome not in BOOKS]
         while self._late:
-            seq, result = self._late[0]
-            keys = [(result.message_id, seq, result.started_at)]
-            if result.outcome in BOOKS or await ledger.mine(self._db, self._replica, keys):
-                self._late.pop(0)
-                continue
+            _, result = self._late[0]
             try:
                 written = await ledger.append_late(self._db, self._replica, result)
             except REFUSED as error:
@@ -168,5 +164,5 @@ def _merge(first: list[Recorded], second: list[Recorded]) -> list[Recorded]:
         if old.finished:
             merged.append(old)
         else:
-            merged.append(row._replace(written=row.written + (old.written or 0)))
+            merged.append(row._replace(written=(row.written or 0) + (old.written or 0)))
     return merged

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -26,7 +26,7 @@ from notifier.delivery.sender import Sender
 from notifier.models import OnUnknown, Outcome, Reason
 from notifier.storage import clients, idempotency, mailings, queue, replicas
 from notifier.storage.database import AWAY, Db, Pool
-from notifier.storage.queue import Claimed, Report, Result
+from notifier.storage.queue import Claimed, Owned, Report, Result
 
 log = structlog.get_logger(__name__)
 
@@ -37,12 +37,15 @@ DEAD_AFTER = 8.0
 STUCK_AFTER = 15.0
 # Everything under way when a mailing ended is through long before (seconds): promise 3 gives 60.
 SETTLED_AFTER = 45.0
+# A claim that its replica knows nothing of for so long (seconds) was lost with its answer: no statement takes longer.
+LOST_CLAIM = 6.0
 # The net under all wakes and timers (seconds).
 NET = 1.0
 # After an error a loop waits this long (seconds), twice as long each time in a row up to the second figure.
 AFTER_ERROR = (0.25, 2.0)
 TICK = 0.01  # seconds between two looks at how late the loop is, while something is being sent
 PURGE_EVERY = 30.0
+CUT_OFF = 2.0  # seconds that a step of stopping waits for the database
 
 
 class Loop:
@@ -75,8 +78,7 @@ class Loop:
         self._stopping = True
         if self.task is not None:
             self.task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self.task
+            await asyncio.wait({self.task}, timeout=CUT_OFF)  # a database that hangs must not hold up the stop
 
     async def _run(self) -> None:
         errors = 0
@@ -101,26 +103,50 @@ class Loop:
                 await asyncio.sleep(0)
 
 
-class Peers:
-    """Which replicas are dead, judged by one that was connected throughout, on its own monotonic clock."""
+class Watch:
+    """Who is dead and what is stuck, judged by one that looked on throughout, on its own monotonic clock.
+
+    Neither a step of a clock nor an outage of the database makes anybody dead: after a gap of its own an observer knows
+    nothing, and starts to watch anew.
+    """
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[int, float]] = {}
+        self._beats: dict[int, tuple[int, float]] = {}  # replica → (counter, unchanged since)
+        self._batches: dict[tuple[int, int], tuple[Owned, float]] = {}  # (batch, owner) → (as seen, unchanged since)
+        self._over: dict[tuple[int, int], float] = {}  # (batch, owner) → seen with its mailing over since
         self._last = 0.0
 
-    def dead(self, beats: dict[int, int], now: float) -> list[int]:
-        """``beats`` are the counters as just read; dead are those that did not move for DEAD_AFTER seconds.
-
-        After a gap of its own an observer knows nothing, and starts to watch anew.
-        """
-        if now - self._last > 2 * BEAT:
-            self._seen.clear()
+    def look(self, beats: dict[int, int], owned: list[Owned], now: float) -> None:
+        """Take in the heartbeat counters and owned batches as they were just read, at ``time.monotonic() == now``."""
+        if now - self._last > DEAD_AFTER / 2:
+            self._beats, self._batches, self._over = {}, {}, {}
         self._last = now
-        self._seen = {
-            peer: (beat, self._seen[peer][1]) if self._seen.get(peer, (None,))[0] == beat else (beat, now)
-            for peer, beat in beats.items()
-        }
-        return [peer for peer, (_, since) in self._seen.items() if now - since >= DEAD_AFTER]
+        old = self._beats
+        self._beats = {peer: old[peer] if old.get(peer, (None,))[0] == n else (n, now) for peer, n in beats.items()}
+        keys = {(batch.id, batch.owner): batch for batch in owned}
+        seen = self._batches
+        self._batches = {key: seen[key] if seen.get(key, (None,))[0] == b else (b, now) for key, b in keys.items()}
+        self._over = {key: self._over.get(key, now) for key, batch in keys.items() if batch.over}
+
+    def dead(self) -> set[int]:
+        """The replicas whose counter stood still for DEAD_AFTER seconds."""
+        return {peer for peer, (_, since) in self._beats.items() if self._last - since >= DEAD_AFTER}
+
+    def left_behind(self, me: int, in_hand: Container[int], stuck_after: float) -> list[Owned]:
+        """Batches to be taken over: of the dead and the unregistered, without progress for ``stuck_after`` seconds,
+        still owned SETTLED_AFTER seconds after the end, and those of ``me`` that it does not have ``in_hand``: the
+        answer to its claim was lost.
+        """
+        dead = self.dead() - {me}
+        found = []
+        for key, (batch, since) in self._batches.items():
+            idle = self._last - since
+            over = self._last - self._over.get(key, self._last)
+            lost_claim = batch.replica == me and batch.id not in in_hand and idle >= LOST_CLAIM
+            nobodys = batch.replica in dead or batch.replica not in self._beats
+            if nobodys or lost_claim or idle >= stuck_after or over >= SETTLED_AFTER:
+                found.append(batch)
+        return found
 
 
 class Scheduler:
@@ -150,7 +176,7 @@ class Scheduler:
         self._policy = policy
         self._default_zone = default_zone
         self._pause_all = pause_all
-        self._peers = Peers()
+        self._watch = Watch()
         self.replica = 0
         self.sender: Sender | None = None
         self._recorder: Recorder | None = None
@@ -211,15 +237,24 @@ class Scheduler:
         if self.sender is not None and self._recorder is not None:
             self.sender.stopping = True
             while not (self.sender.idle() and self._recorder.idle()) and time.monotonic() < deadline:
+                if not self.sender.inflight and await self._away():
+                    break  # nothing is under way, and nothing can be given back
                 self._wake("recorder")
                 await asyncio.sleep(0.02)
             if not self.sender.idle():
-                log.warning("stopped with requests under way; another replica takes over", n=self.sender.inflight)
-        for loop in self._loops.values():
-            await loop.stop()
-        await self._hang_up()
+                log.warning("stopped before all was given back; it is taken over", inflight=self.sender.inflight)
+        await asyncio.gather(*(loop.stop() for loop in self._loops.values()))
         with suppress(*AWAY):
-            await replicas.forget(self._db, self.replica)
+            await asyncio.wait_for(self._hang_up(), CUT_OFF)
+        with suppress(*AWAY):
+            await asyncio.wait_for(replicas.forget(self._db, self.replica), CUT_OFF)
+
+    async def _away(self) -> bool:
+        try:
+            await asyncio.wait_for(mailings.clock(self._db), 1)
+        except AWAY:
+            return True
+        return False
 
     # ---- the loops -----------------------------------------------------------------------------------------------
 
@@ -238,24 +273,17 @@ class Scheduler:
     async def _heartbeat(self) -> float:
         """Say that this replica lives, and take over from those that do not say so."""
         beats = await replicas.beat(self._db, self.replica, self._name)
-        dead = [peer for peer in self._peers.dead(beats, time.monotonic()) if peer != self.replica]
-        idle = self._settings[2] + STUCK_AFTER
-        batches = await queue.adopt(
-            self._db, self.replica, in_hand=self._in_hand(), dead=dead, idle=idle, over=SETTLED_AFTER
-        )
-        for batch in batches:
-            log.warning("taking a batch over", batch=batch.id, mailing_id=batch.mailing_id, dead=dead)
+        self._watch.look(beats, await queue.owned(self._db), time.monotonic())
+        in_hand = self.sender.works if self.sender is not None else ()
+        left_behind = self._watch.left_behind(self.replica, in_hand, self._settings[2] + STUCK_AFTER)
+        for batch in await queue.adopt(self._db, self.replica, left_behind) if left_behind else []:
+            log.warning("taking a batch over", batch=batch.id, mailing_id=batch.mailing_id)
             await take_over(self._db, self.replica, batch, self._policy, self._settings[2])
             telemetry.TAKEOVERS.inc()
-        if batches:
             self._look()
-            return 0.05  # a few at a time: the heart beats between
-        for peer in dead:
+        for peer in self._watch.dead() - {self.replica}:
             await replicas.forget(self._db, peer)
         return BEAT
-
-    def _in_hand(self) -> list[int]:
-        return list(self.sender.works) if self.sender is not None else []
 
     async def _purge(self) -> float:
         """Take away what is not needed any more, in pieces: deleted mailings, phones of the erased, old keys."""
@@ -313,7 +341,7 @@ async def take_over(db: Db, replica: int, batch: Claimed, policy: OnUnknown, wai
     marked = batch.ids[: batch.mark]
     loaded = await queue.load(db, marked, [batch.seq] * len(marked)) if marked else []
     now = await mailings.clock(db)
-    results = []
+    results: list[Result] = []
     for message in loaded:
         if message.recorded:
             continue
@@ -335,5 +363,6 @@ async def take_over(db: Db, replica: int, batch: Claimed, policy: OnUnknown, wai
                 due_at=None if next_.wait is None else backoff.due_at(now, next_.wait),
             )
         )
-    report = Report(batch.id, batch.owner, batch.mark, batch.mark, 0, batch.late, release=True)
+    unknown_to_it = sum(message.recorded for message in loaded) - batch.done
+    report = Report(batch.id, batch.owner, batch.mark, batch.mark, unknown_to_it, batch.late, release=True)
     await store(db, replica, [report], results)

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from enum import Enum
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -51,6 +52,10 @@ RETRY_TURN = 5
 LOWEST_TURN = 10
 # Other mailings' due batches are looked for this often (seconds), also while there is enough to do.
 LOOK_AROUND = 0.1
+# Seconds that a marked message may wait for its start.
+LINED_UP = 10.0
+# Seconds until a message is looked at again that our own error kept from starting.
+AFTER_BUG = 60.0
 # Batches in hand at once; each takes part in every record.
 MAX_WORKS = 64
 
@@ -61,7 +66,7 @@ class View:
     def __init__(self, mailing: Mailing, default_zone: ZoneInfo) -> None:
         self.id = mailing.id
         self._default_zone = default_zone
-        self._deadlines: dict[str | None, float] = {}
+        self._open: dict[str | None, tuple[float, float]] = {}  # zone → a span in which the window is open
         self.set(mailing)
 
     def set(self, mailing: Mailing) -> None:
@@ -72,23 +77,22 @@ class View:
         self.text = orjson.dumps(mailing.text)
         self.text_version = mailing.text_version
         self.ends_at = mailing.ends_at.timestamp()
-        self._deadlines.clear()
+        self._open.clear()
 
-    def deadline(self, zone: str | None, now: float) -> float:
-        """Until when a client of that zone may be texted, from ``now`` on; both in seconds since the epoch.
-
-        In the past when its window is closed.
-        """
+    def may_text(self, zone: str | None, at: float) -> bool:
+        """Whether a client of that zone may be texted at ``at`` (seconds since the epoch)."""
+        if at >= self.ends_at:
+            return False
         if self.window is None:
-            return self.ends_at
-        deadline = self._deadlines.get(zone, 0.0)
-        if deadline <= now:
-            at = datetime.fromtimestamp(now, UTC)
-            closes = windows.closes_at(at, self.window, windows.zone(zone, self._default_zone))
-            # 0 when it is closed: rounded to microseconds, ``at`` itself may lie after ``now``
-            deadline = min(closes.timestamp(), self.ends_at) if closes > at else 0.0
-            self._deadlines[zone] = deadline
-        return deadline
+            return True
+        opened, closes = self._open.get(zone, (0.0, 0.0))
+        if not opened <= at < closes:
+            now = datetime.fromtimestamp(at, UTC)
+            closes = windows.closes_at(now, self.window, windows.zone(zone, self._default_zone)).timestamp()
+            if closes <= at + 0.000_001:  # closed: rounded to microseconds, ``now`` may lie after ``at``
+                return False
+            self._open[zone] = at, closes
+        return True
 
     def opens(self, zone: str | None, now: float) -> datetime:
         """When a client of that zone may be texted next; ``now`` in seconds since the epoch."""
@@ -99,7 +103,20 @@ class View:
 class Work:
     """A batch in our hands. Positions count from the front: committed mark ≤ asked-for mark ≤ loaded."""
 
-    __slots__ = ("asked", "batch", "late", "loaded", "lost", "mark", "releasing", "skipped", "staged", "view")
+    __slots__ = (
+        "asked",
+        "batch",
+        "late",
+        "loaded",
+        "lost",
+        "mark",
+        "released",
+        "releasing",
+        "skipped",
+        "staged",
+        "turn",
+        "view",
+    )
 
     def __init__(self, batch: Claimed, view: View) -> None:
         self.batch = batch
@@ -109,6 +126,8 @@ class Work:
         self.staged: list[Job] = []
         self.skipped: list[int] = []  # positions beyond the mark whose row is there already
         self.releasing = False
+        self.turn = 0  # when it was loaded from last; the least recently served is next
+        self.released = False  # and a record was told so
         self.lost = False
 
     @property
@@ -136,6 +155,27 @@ class Job(NamedTuple):
     work: Work
     message: Loaded
     position: int
+    since: float = 0.0  # monotonic; when its mark was committed
+
+
+class Verdict(Enum):
+    """What the last look at a marked message says."""
+
+    START = 1
+    WAIT = 2
+    FORGET = 3
+
+
+START, WAIT = Verdict.START, Verdict.WAIT
+
+
+class Stride(NamedTuple):
+    """Positions of a batch that are loaded together; ``late`` as it was when they were asked for."""
+
+    work: Work
+    start: int
+    end: int
+    late: int
 
 
 class Sender:
@@ -164,13 +204,16 @@ class Sender:
         self.on_finished: Callable[[], None] = lambda: None  # nothing of some mailing is left in hand
         self.works: dict[int, Work] = {}
         self._lanes: dict[int, deque[Job]] = {}  # by priority
-        self._turns: deque[Work] = deque()
+        self._turns = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.results: list[tuple[Work, Result]] = []
         self.ready = 0
         self.inflight = 0
+        self._picks = 0
+        self._probe: Job | None = None  # the request that an open breaker let through
         self._starting = 0  # tasks that were made and did not run yet
         self.stopping = False
+        self._feeding = False  # a claim may be under way
         self._ceiling = float(limits.concurrency)  # of requests in flight; under the limit while the loop is late
         self.confirmed = 0.0  # monotonic; when the last record was sent that was committed
         self._last_mailing = 0
@@ -193,6 +236,13 @@ class Sender:
         """Claim what is due and load the next strides; seconds until there may be more to do."""
         if self.stopping or not self.limits.usable():
             return 1.0
+        self._feeding = True
+        try:
+            return await self._feed()
+        finally:
+            self._feeding = False
+
+    async def _feed(self) -> float:
         room = self._room()
         if room > 0:
             await self._claim()
@@ -247,7 +297,6 @@ class Sender:
             self._last_mailing = batch.mailing_id
             work = Work(batch, await self._view(batch.mailing_id))
             self.works[batch.id] = work
-            self._turns.append(work)
 
     async def _view(self, mailing_id: int) -> View:
         """The view that the works of a mailing share; read anew when there is none in hand."""
@@ -256,43 +305,41 @@ class Sender:
                 return work.view
         return View(await mailings.get(self._db, mailing_id), self._default_zone)
 
-    def _pick(self, room: int) -> list[tuple[Work, int, int]]:
-        """Strides to load next: (work, from, to) by position; higher priority first, mailings in turn."""
-        waiting = [work for work in self._turns if work.unloaded]
-        self._turns = deque(waiting)
-        if not waiting:
-            return []
-        top = max(work.view.priority for work in waiting)
-        picked = []
+    def _pick(self, room: int) -> list[Stride]:
+        """Strides to load next; higher priority first, mailings in turn."""
+        waiting = sorted((work for work in self.works.values() if work.unloaded), key=lambda work: work.turn)
+        top = max((work.view.priority for work in waiting), default=0)
+        picked: list[Stride] = []
         for work in waiting:
             if work.view.priority == top and room > 0:
                 count = min(STRIDE, room, work.unloaded)
-                picked.append((work, work.loaded, work.loaded + count))
+                picked.append(Stride(work, work.loaded, work.loaded + count, work.late))
                 room -= count
-                self._turns.remove(work)
-                self._turns.append(work)
+                self._turns += 1
+                work.turn = self._turns
         return picked
 
-    async def _load(self, picked: list[tuple[Work, int, int]]) -> None:
+    async def _load(self, picked: list[Stride]) -> None:
         ids: list[int] = []
         seqs: list[int] = []
-        for work, start, end in picked:
+        for work, start, end, _ in picked:
             ids += work.batch.ids[start:end]
             seqs += [work.batch.seq] * (end - start)
         rows = await queue.load(self._db, ids, seqs)
         position = 0
-        for work, start, end in picked:
+        for work, start, end, late in picked:
             stride = rows[position : position + end - start]
             position += end - start
-            # While the rows were on their way the work may have been lost, or unstaged by the recorder.
-            if work.lost or work.releasing or work.loaded != start:
+            # While the rows were on their way the work may have been lost or unstaged by the recorder, or somebody may
+            # have written a row for one of them.
+            if work.lost or work.releasing or work.loaded != start or work.late != late:
                 continue
             await self._stage(work, stride)
         self.wake_recorder()
 
     async def _stage(self, work: Work, stride: list[Loaded]) -> None:
         """Line a loaded stride up for its mark; ids outside their window go back into the queue unmarked."""
-        now = self._clock.at(time.monotonic())
+        now = self._clock.latest(time.monotonic())
         if work.view.window is not None and now < work.view.ends_at and self._closed(work, stride, now):
             await self._sort_again(work, stride, now)
             return  # what is open is loaded with the next turn
@@ -306,7 +353,7 @@ class Sender:
     @staticmethod
     def _closed(work: Work, loaded: list[Loaded], now: float) -> list[Loaded]:
         """Those whose clients may not be texted now; ``now`` in seconds since the epoch."""
-        return [m for m in loaded if not m.recorded and m.phone and work.view.deadline(m.timezone, now) <= now]
+        return [m for m in loaded if not m.recorded and m.phone and not work.view.may_text(m.timezone, now)]
 
     async def _sort_again(self, work: Work, stride: list[Loaded], now: float) -> None:
         """Put whoever of a batch is outside the window back into the queue, due when it opens; all of them at once."""
@@ -317,7 +364,12 @@ class Sender:
             return
         moved = {m.id: work.view.opens(m.timezone, now) for m in self._closed(work, loaded, now)}
         keep = [*ids[: work.loaded], *(i for i in ids[work.loaded :] if i not in moved)]
-        if await queue.sort_again(self._db, work.batch, keep, list(moved.items())):
+        try:
+            sorted_again = await queue.sort_again(self._db, work.batch, keep, list(moved.items()))
+        except BaseException:
+            self.drop(work, lost=True)  # whether it was done is not known, and positions mean nothing without that
+            raise
+        if sorted_again:
             work.batch = replace(work.batch, ids=keep)
             if not keep:
                 self.drop(work)
@@ -328,8 +380,9 @@ class Sender:
 
     def line_up(self, jobs: list[Job]) -> None:
         """Their mark is committed: they may be started."""
+        now = time.monotonic()
         for job in jobs:
-            self._lanes.setdefault(job.work.view.priority, deque()).append(job)
+            self._lanes.setdefault(job.work.view.priority, deque()).append(job._replace(since=now))
         self.ready += len(jobs)
 
     def note_lag(self, seconds: float) -> None:
@@ -356,34 +409,46 @@ class Sender:
 
     def _next(self, now: float) -> Job | None:
         """The next message whose request may start at this moment; it counts as in flight from here on."""
-        while self.ready:
-            if now - self.confirmed > FRESH or self._free() <= 0:
-                return None
-            lane = self._lanes[(min if self._started % LOWEST_TURN == 0 else max)(self._lanes)]
+        while self.ready and now - self.confirmed <= FRESH and self._free() > 0:
+            lane = self._lanes[(min if self._picks % LOWEST_TURN == 0 else max)(self._lanes)]
             job = lane[0]
-            work, message, _ = job
-            if work.lost:
-                self._pop(lane)
-                continue
-            at = self._clock.at(now)
-            if message.phone is None:
-                self._pop(lane)
-                self._add(work, _books(work, message.id, Outcome.SUPPRESSED, Reason.CLIENT_DELETED, at))
-                continue
-            if work.view.deadline(message.timezone, at) <= at:
-                self._pop(lane)
-                over = at >= work.view.ends_at
-                due_at = work.batch.due_at if over else work.view.opens(message.timezone, at)
-                reason = Reason.ENDED if over else Reason.WINDOW
-                self._add(work, _books(work, message.id, Outcome.NOT_STARTED, reason, at, due_at))
-                continue
-            if not self.limits.may_start(now):
+            try:
+                verdict = self._look_at(job, now)
+            except Exception:  # one message's bad luck must not stop the others
+                log.exception("cannot be started", message_id=job.message.id, mailing_id=job.work.view.id)
+                at = self._clock.latest(now)
+                due_at = backoff.due_at(self._clock.now(), AFTER_BUG)
+                verdict = _books(job.work, job.message.id, Outcome.NOT_STARTED, Reason.INTERNAL_ERROR, at, due_at)
+            if verdict is WAIT:
                 return None
             self._pop(lane)
-            self.inflight += 1
-            self._started += 1
-            return job
+            if verdict is START:
+                self.inflight += 1
+                self._started += 1
+                self._picks += 1
+                if self.limits.probing:
+                    self._probe = job
+                return job
+            if isinstance(verdict, Result):
+                self._add(job.work, verdict)
         return None
+
+    def _look_at(self, job: Job, now: float) -> Verdict | Result:
+        """Whether a marked message may start now: the last look at everything that could forbid it."""
+        work, message, _, _ = job
+        if work.lost:
+            return Verdict.FORGET
+        at = self._clock.latest(now)
+        if message.phone is None:
+            return _books(work, message.id, Outcome.SUPPRESSED, Reason.CLIENT_DELETED, at)
+        if at >= work.view.ends_at:
+            return _books(work, message.id, Outcome.NOT_STARTED, Reason.ENDED, at, work.batch.due_at)
+        if not work.view.may_text(message.timezone, at):
+            due_at = work.view.opens(message.timezone, at)
+            return _books(work, message.id, Outcome.NOT_STARTED, Reason.WINDOW, at, due_at)
+        # Open by the latest the database's clock may show, but not by the earliest: in a moment it is.
+        open_ = work.view.may_text(message.timezone, self._clock.earliest(now))
+        return START if open_ and self.limits.may_start(now) else WAIT
 
     def _pop(self, lane: deque[Job]) -> None:
         lane.popleft()
@@ -403,19 +468,21 @@ class Sender:
             self.wake_feed()
 
     async def _attempt(self, job: Job) -> None:
-        work, message, _ = job
+        work, message, _, _ = job
         view = work.view
+        probe, self._probe = job is self._probe, None if job is self._probe else self._probe
         started = time.monotonic()
-        started_at = datetime.fromtimestamp(self._clock.at(started), UTC)
-        assert message.phone is not None
+        started_at = datetime.fromtimestamp(self._clock.latest(started), UTC)
         text_version = view.text_version
         try:
+            assert message.phone is not None
             answer = await self._gateway.send(message.id, message.phone, view.text)
+            answer = self.limits.note(answer, started_at, probe=probe)
         except Exception as error:  # one message's bad luck must not stop the others
             log.exception("sending failed", message_id=message.id, mailing_id=view.id)
             answer = Answer(Outcome.UNKNOWN, Reason.INTERNAL_ERROR, None, type(error).__name__)
-        duration = time.monotonic() - started
-        answer = self.limits.note(answer, started_at)
+            if probe:
+                self.limits.probing = False
         next_ = self._after(answer, work, message)
         self._add(
             work,
@@ -425,7 +492,7 @@ class Sender:
                 answer.outcome,
                 next_.standing,
                 started_at,
-                int(duration * 1000),
+                int((time.monotonic() - started) * 1000),
                 message.phone,
                 text_version,
                 answer.status_code,
@@ -458,7 +525,7 @@ class Sender:
         """What is to be said of every batch in hand with the next record."""
         reports = []
         for work in self.works.values():
-            work.asked = work.loaded
+            work.asked, work.released = work.loaded, work.releasing
             reports.append(
                 Report(
                     batch_id=work.batch.id,
@@ -498,8 +565,20 @@ class Sender:
                 self.release(work, Reason.PAUSED)
             elif self.stopping:
                 self.release(work, Reason.RELEASED)
+        self._give_back_the_old()
         self.pump()
         self.wake_feed()
+
+    def _give_back_the_old(self) -> None:
+        """What waits long under its mark (a very low rate, a hanging gateway) goes back before it counts as stuck."""
+        now = time.monotonic()
+        for lane in list(self._lanes.values()):
+            while lane and now - lane[0].since > LINED_UP:
+                work, message, _, _ = lane[0]
+                self._pop(lane)
+                at = self._clock.latest(now)
+                due_at = work.batch.due_at
+                self._add(work, _books(work, message.id, Outcome.NOT_STARTED, Reason.RELEASED, at, due_at))
 
     async def _refresh(self, view: View) -> None:
         try:
@@ -513,7 +592,7 @@ class Sender:
             return
         work.releasing = True
         work.unstage()
-        at = self._clock.at(time.monotonic())
+        at = self._clock.latest(time.monotonic())
         for lane in self._lanes.values():
             mine = [job for job in lane if job.work is work]
             if mine:
@@ -532,8 +611,8 @@ class Sender:
         work.lost, work.releasing = lost, True
 
     def idle(self) -> bool:
-        """Whether nothing is under way and everything is recorded."""
-        return not (self.works or self.inflight or self.results)
+        """Whether nothing is under way and everything is handed over."""
+        return not (self.works or self.inflight or self.results or self._feeding)
 
 
 _SENT = backoff.Next(Standing.SENT, None, None)

@@ -31,6 +31,13 @@ def matches(filter: Filter, first: int) -> tuple[str, list[list[str] | None]]:
     return sql, [filter.operator_codes, filter.tags]
 
 
+async def count(db: Db, filter: Filter) -> int:
+    """How many clients match at this moment; the start may find others."""
+    matching, parameters = matches(filter, 1)
+    found: int = await db.fetchval(f"SELECT count(*) FROM clients c WHERE {matching}", *parameters)
+    return found
+
+
 async def unplanned(db: Db) -> list[int]:
     """Running mailings whose audience is not complete, higher priority first, then the smallest so far."""
     rows = await db.fetch(

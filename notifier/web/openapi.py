@@ -17,7 +17,8 @@ from notifier.web import schemas
 from notifier.web.base import PUBLIC, Base, Operation, operation_of
 
 DESCRIPTION = """
-Texts to many clients at the right time. Press **Authorize** and give a token, then **Try it out**.
+Texts to many clients at the right time. Press **Authorize** and give a token; then open a call, fill it in and press
+**Execute**.
 
 Times are RFC 3339, in with an offset, out in UTC. Lists end when `next_cursor` is null, and only then. Errors are
 [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problems whose `errors` point at what is wrong.
@@ -103,7 +104,7 @@ def _operation(plugin: MarshmallowPlugin, route: _Route, method: str, operation:
         parameters.append("IdempotencyKey")
         statuses.add(409)
     if operation.idempotent or operation.body is not None:
-        statuses |= {400, 413}
+        statuses |= {400, 413, 415}
     described: dict[str, Any] = {
         "operationId": "_".join([method.lower(), *re.findall(r"\w+", route.path.removeprefix("/api/v1"))]),
         "tags": [route.handler.TAG],

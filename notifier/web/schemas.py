@@ -73,18 +73,18 @@ def parse(body: bytes) -> Any:
         raise Unparsable(f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
     except RecursionError:
         raise Unparsable("The body is nested too deeply.") from None
-    except ValueError as error:  # a key twice, or an integer of over 4,300 digits
-        raise Unparsable(f"The body is not acceptable JSON: {error}") from None
+    except ValueError:  # all that is left: Python reads no integer of over 4,300 digits
+        raise Unparsable("The body is not acceptable JSON: an integer is far beyond 64 bits.") from None
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number.")
+    raise Unparsable(f"The body is not acceptable JSON: {name} is no JSON number.")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("an object names the same key twice.")
+        raise Unparsable("The body is not acceptable JSON: an object names the same key twice.")
     return found
 
 

@@ -64,7 +64,7 @@ def test_success_is_a_rule_on_the_body() -> None:
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (ssl.SSLError("handshake"), Reason.TLS),
+        (ssl.SSLError("in the middle"), Reason.RESET),
         (aiohttp.ConnectionTimeoutError(), Reason.CONNECT_TIMEOUT),
         (TimeoutError(), Reason.TIMEOUT),
         (aiohttp.ServerDisconnectedError(), Reason.RESET),
@@ -76,7 +76,7 @@ def test_success_is_a_rule_on_the_body() -> None:
 def test_what_is_raised_has_a_reason(error: Exception, reason: Reason) -> None:
     answer = classify_error(error)
     assert answer.reason is reason
-    surely_not_sent = reason in (Reason.TLS, Reason.CONNECT_TIMEOUT)
+    surely_not_sent = reason is Reason.CONNECT_TIMEOUT
     assert answer.outcome is (Outcome.UNAVAILABLE if surely_not_sent else Outcome.UNKNOWN)
 
 

@@ -101,16 +101,15 @@ async def insert_batch(
     replica: int | None = None,
     mark: int = 0,
     done: int = 0,
-    idle_for: float = 0,
 ) -> int:
     """Insert a batch: a range when ``ids`` is one, else a list; owned when there is a ``replica``."""
     batch_id: int = await db.fetchval(
         """
         INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing, owner, replica, mark, done,
-                             progressed_at, ids)
+                             ids)
         VALUES ($1, now() + $2 * interval '1 second', $3, $4, $5, $6, $7::text::standing,
                 CASE WHEN $8::int IS NOT NULL THEN nextval('claims') END, $8, $9, $10,
-                now() - $11 * interval '1 second', $12)
+                $11)
         RETURNING id
         """,
         mailing_id,
@@ -123,7 +122,6 @@ async def insert_batch(
         replica,
         mark,
         done,
-        float(idle_for),
         None if isinstance(ids, range) else list(ids),
     )
     return batch_id
@@ -188,6 +186,11 @@ async def running(db: Db, *sizes: int, status: str = "running", priority: int = 
         await insert_batch(db, mailing_id, range(ids[start], ids[start] + size))
         start += size
     return mailing_id, ids
+
+
+async def adopt_all(db: Db, replica: int) -> list[queue.Claimed]:
+    """Whatever anybody owns → owned by ``replica``."""
+    return await queue.adopt(db, replica, await queue.owned(db))
 
 
 async def claim_one(db: Db, replica: int = ME) -> Claimed:

@@ -61,6 +61,27 @@ async def chosen(db: Db, mailing_id: int) -> list[int]:
     return [row["client_id"] for row in rows]
 
 
+@pytest.mark.parametrize(
+    ("filter", "expected"),
+    [
+        (Filter(), 6),
+        (Filter(tags=["vip", "none"]), 3),
+        (Filter(operator_codes=["916"], tags=["vip"]), 2),
+        (Filter(operator_codes=["926", "000"]), 1),
+        (Filter(operator_codes=["000"]), 0),
+    ],
+)
+async def test_the_count_is_what_planning_will_choose(db: Pool, filter: Filter, expected: int) -> None:
+    """Six clients: three vip, of whom one is the only one of operator 926."""
+    clients = await insert_clients(db, 6)
+    await db.execute("UPDATE clients SET operator_code = '916', tags = '{}'")
+    await db.execute("UPDATE clients SET tags = '{vip}' WHERE id = ANY($1)", clients[:3])
+    await db.execute("UPDATE clients SET operator_code = '926' WHERE id = $1", clients[0])
+    assert await audience.count(db, filter) == expected
+    mailing_id = await insert_begun(db, filter)
+    assert sum(await plan_all(db, mailing_id, 5)) == expected
+
+
 async def test_slices_are_500_first_and_then_5000_and_a_batch_is_500_at_most(db: Pool) -> None:
     clients = await insert_clients(db, 6_200)
     mailing_id = await insert_begun(db)

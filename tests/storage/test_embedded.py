@@ -13,11 +13,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from notifier.errors import NotifierError
 from notifier.storage import embedded
 from notifier.storage.embedded import running
-from tests.conftest import new_place
+from tests.conftest import new_place, poll_until
 
 DURABILITY = "SELECT current_setting('synchronous_commit'), current_setting('fsync')"
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="root's case")
@@ -146,6 +147,51 @@ def test_killed_postmaster_loses_nothing_and_starts_again(data_dir: Path) -> Non
             assert again == dsn
             add(again, 2)
             assert kept(again) == [1, 2]
+
+
+async def test_killed_postmaster_is_started_again_for_who_uses_it(data_dir: Path) -> None:
+    with running(data_dir) as dsn, capture_logs() as said:
+        for value in (1, 2):  # again after the first time
+            add(dsn, value)
+            os.kill(postmaster(data_dir), signal.SIGKILL)
+            await poll_until(lambda: [each for each in said if each["event"].endswith("is back")], 20)
+            assert [each["log_level"] for each in said] == ["warning", "warning"]
+            said.clear()
+            assert kept(dsn) == list(range(1, value + 1))
+    assert not is_up(dsn)
+
+
+async def test_killed_postmaster_is_started_again_once_for_all_who_use_it(data_dir: Path) -> None:
+    with another_user(data_dir) as one, another_user(data_dir) as two, running(data_dir, fast=True) as dsn:
+        assert dsn_of(one) == dsn_of(two) == dsn
+        killed = postmaster(data_dir)
+        os.kill(killed, signal.SIGKILL)
+        await poll_until(lambda: not is_up(dsn))
+        await poll_until(lambda: is_up(dsn), 20)
+        assert postmaster(data_dir) != killed
+        for other in (one, two):
+            other.communicate()
+            assert other.returncode == 0
+        assert is_up(dsn)
+    assert not is_up(dsn)
+
+
+async def test_server_that_cannot_be_started_again_is_tried_ever_more_rarely(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "LOOK", 0.02)
+    with running(data_dir, fast=True) as dsn, capture_logs() as said:
+        config = data_dir / "postgres/data/postgresql.conf"
+        right = config.read_text()
+        config.write_text(f"{right}\nno_such_setting = 1\n")
+        os.kill(postmaster(data_dir), signal.SIGKILL)
+        failed = await poll_until(lambda: [each for each in said if "not back" in each["event"]][2:], 20)
+        pauses = [each["again_in"] for each in said if "again_in" in each]
+        assert pauses[:3] == [0.04, 0.08, 0.16]
+        assert "no_such_setting" in failed[0]["error"]
+        config.write_text(right)
+        await poll_until(lambda: is_up(dsn), 20)
+    assert not is_up(dsn)
 
 
 def test_killed_postmaster_lets_its_last_user_leave(data_dir: Path) -> None:
@@ -318,6 +364,13 @@ def test_root_keeps_it_elsewhere_when_nobody_cannot_enter(place: Path, monkeypat
     assert (home / ".data/postgres").readlink().parent == place / "roots"
     shutil.rmtree(place / "roots")
     with pytest.raises(NotifierError, match="which is gone"), running(home / ".data", fast=True):
+        pass
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/foo"])
+def test_data_folder_that_cannot_be_one_is_refused(place: Path, name: str) -> None:
+    (place / "file").touch()
+    with pytest.raises(NotifierError, match="another DATA_DIR"), running(place / name, fast=True):
         pass
 
 

@@ -19,6 +19,7 @@ from tests.storage.scenes import (
     LATER,
     ME,
     PEER,
+    adopt_all,
     batches_of,
     books,
     claim_one,
@@ -190,7 +191,7 @@ async def test_the_last_one_may_be_done_by_a_late_row(db: Pool) -> None:
 async def test_a_late_acceptance_cancels_the_retry_of_a_take_over(db: Pool) -> None:
     """The old owner's answer comes after its batch was taken; the retry batch waits with the number it now takes."""
     mailing_id, ids, batch = await marked(db, 2, mark=1)
-    (adopted,) = await queue.adopt(db, PEER, in_hand=[], dead=[], idle=1, over=1)
+    (adopted,) = await adopt_all(db, PEER)
     interrupted = result(adopted, ids[0], "interrupted", "doubtful", reason="interrupted", due_at=AT)
     await record_one(db, report(adopted, release=True), interrupted, replica=PEER)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import asyncpg
 
 from notifier import storage
+from notifier.models import Filter
 from notifier.storage import audience, clients, mailings, queue
 from notifier.storage.database import Pool
 from tests.storage.scenes import ME, insert_clients, insert_mailing
@@ -76,6 +77,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
     await db.execute("UPDATE mailings SET horizon = 5")
 
     await audience.plan_slice(db, mailing_id, 5, 100, lambda now, *_: now)
+    await audience.count(db, Filter(tags=["vip"]))
     for retries in (False, True):
         await queue.claim(db, ME, after=0, retries=retries)
     await mailings.get(db, mailing_id)
@@ -85,6 +87,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
     await clients.page(db, phone=1, operator_code="916", tag="vip", timezone="UTC", before=9, limit=5)
 
     assert {name for module in MODULES for name in composers(module)} == {
+        "audience.count",
         "audience.plan_slice",
         "queue.claim",
         "mailings.get",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import re
 from collections.abc import AsyncIterator
@@ -257,7 +258,19 @@ UNPARSABLE = {
 
 async def test_what_is_no_json_is_a_400(echo: Api) -> None:
     for name, body in UNPARSABLE.items():
-        assert (await echo.post("/echo", data=body)).status == 400, name
+        reply = await echo.post("/echo", data=body)
+        assert reply.status == 400, name
+        assert "sys." not in reply.json["detail"], name
+
+
+async def test_an_encoded_body_is_refused_as_such(echo: Api) -> None:
+    body = b'{"phone": "79161234567"}'
+    for kind in ("gzip", "br", "gzip, identity"):
+        reply = await echo.post("/echo", data=gzip.compress(body), headers={"Content-Encoding": kind})
+        assert (reply.status, reply.json["type"]) == (415, "urn:notifier:encoded")
+        assert reply.headers["Accept-Encoding"] == "identity"
+        assert "Content-Encoding are not taken" in reply.json["detail"]
+    assert (await echo.post("/echo", data=body, headers={"Content-Encoding": "Identity"})).status == 200
 
 
 FAULTS = {

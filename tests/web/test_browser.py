@@ -130,6 +130,12 @@ def test_a_mailing_is_made_in_the_page_and_watched_until_it_is_over(
     page.get_by_label("Text").fill("Half the price.")
     page.get_by_label("Tags").fill("vip")
     page.get_by_role("button", name="Make and start").click()
+    expect(page.get_by_role("heading", name="Send “Watched <b>sale</b>”?")).to_be_visible()
+    expect(page.get_by_text(f"This goes to {CLIENTS} clients at once.")).to_be_visible()
+    page.get_by_role("button", name="Back to the form").click()
+    expect(page.get_by_label("Tags")).to_have_value("vip")
+    page.get_by_role("button", name="Make and start").click()
+    page.get_by_role("button", name="Send").click()
 
     expect(page.get_by_role("status").first).to_contain_text("is on its way")
     expect(page.locator("h1 .badge")).to_have_text("Running")
@@ -162,6 +168,7 @@ def test_a_running_mailing_is_paused_resumed_and_cancelled_in_the_page(page: Pag
     page.get_by_label("Text").fill("To all of you.")
     page.get_by_label("Everybody").check()
     page.get_by_role("button", name="Make and start").click()
+    page.get_by_role("button", name="Send").click()
     expect(page.locator(".tile.sent strong")).not_to_have_text("0")
     page.get_by_role("button", name="Pause").click()
     expect(page.locator("h1 .badge")).to_have_text("Paused")
@@ -178,7 +185,12 @@ def test_no_page_is_wider_than_a_phone_and_every_field_has_a_label(page: Page, s
     add_clients(service, 20)
     page.set_viewport_size({"width": 390, "height": 800})
     log_in(page)
-    for path in ("/admin/", "/admin/mailings", "/admin/mailings/new", "/admin/clients", "/admin/clients/new",
+    page.goto("/admin/mailings/new")
+    page.get_by_label("Text").fill("A draft.")
+    page.get_by_label("Everybody").check()
+    page.get_by_role("button", name="Keep as a draft").click()
+    for path in ("/admin/", "/admin/mailings", "/admin/mailings/new", "/admin/mailings/1", "/admin/mailings/1/start",
+                 "/admin/clients", "/admin/clients/new",
                  "/admin/clients/1", "/admin/gateways/default"):  # fmt: skip
         page.goto(path)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, path

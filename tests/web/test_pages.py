@@ -18,6 +18,7 @@ from notifier import models
 from notifier.errors import Invalid, Problem
 from notifier.models import Status
 from notifier.storage.database import Pool
+from notifier.web import schemas
 from notifier.web.base import Caller, digest_of
 from notifier.web.pages import words
 from notifier.web.pages.base import Form, Progress, as_text, read_time, several, show_time
@@ -120,6 +121,11 @@ class Browser:
         form = (await self.get(page)).form(action)
         return await self.post(action, form | changes)
 
+    async def send(self, **changes: str) -> Shown:
+        """Fill in the form of a new mailing, press "Make and start", and then "Send"."""
+        asked = await self.submit("/admin/mailings/new", "/admin/mailings", **changes)
+        return await self.post("/admin/mailings", asked.form("/admin/mailings") | {"sure": "1"})
+
     async def press(self, page: str, action: str, /, **changes: str) -> Shown:
         """Submit, and look at the page it leads to."""
         return await self.get((await self.submit(page, action, **changes)).location)
@@ -127,6 +133,13 @@ class Browser:
     async def log_in(self, token: str = TOKEN) -> Browser:
         assert (await self.submit("/admin/login", "/admin/login", token=token)).location == "/admin/"
         return self
+
+
+def tile(page: Shown, name: str) -> str:
+    """The tile of this class."""
+    match = re.search(rf'<div class="tile {name}.*?</div>', page.html, re.S)
+    assert match, page.text
+    return match[0]
 
 
 @pytest.fixture
@@ -283,7 +296,8 @@ async def test_a_mailing_is_made_changed_started_paused_resumed_and_cancelled(br
     assert "“Sale” is changed." in changed.text
     assert "Hours any" in changed.text
 
-    assert "“Sale” is started." in (await browser.press(path, f"{path}/start")).text
+    assert "“Sale” is started." in (await browser.press(f"{path}/start", f"{path}/start")).text
+    assert "It is started already." in (await browser.get((await browser.get(f"{path}/start")).location)).text
     assert "is paused" in (await browser.press(path, f"{path}/pause")).text
     assert "goes on" in (await browser.press(path, f"{path}/resume")).text
     assert "Cancel “Sale”?" in (await browser.get(f"{path}/cancel")).text
@@ -341,14 +355,92 @@ async def test_errors_stand_beside_their_fields_and_the_values_stay(browser: Bro
 async def test_a_form_sent_twice_makes_one_mailing(browser: Browser) -> None:
     await browser.log_in()
     form = (await browser.get("/admin/mailings/new")).form("/admin/mailings")
-    form |= {"text": "once", "audience": "everybody"}
+    form |= {"text": "once", "audience": "everybody", "sure": "1"}
     replies = await asyncio.gather(*(browser.post("/admin/mailings", form) for _ in range(5)))
     assert {reply.location for reply in replies} == {replies[0].location}
     assert (await browser.get("/admin/mailings")).html.count("<tr>") == 2  # with its head
 
     changed = await browser.post("/admin/mailings", form | {"text": "twice"})
     assert changed.status == 422
-    assert (await browser.post("/admin/mailings", changed.form("/admin/mailings"))).location != replies[0].location
+    again = changed.form("/admin/mailings") | {"sure": "1"}
+    assert (await browser.post("/admin/mailings", again)).location != replies[0].location
+
+
+async def test_nobody_is_texted_before_it_was_said_how_many(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    await insert_clients(db, 1_500)
+    await db.execute("UPDATE clients SET tags = '{vip}' WHERE id IN (SELECT id FROM clients ORDER BY id LIMIT 1200)")
+    form = (await browser.get("/admin/mailings/new")).form("/admin/mailings")
+    given = form | {"name": SCRIPT, "text": "\n“Half”\n <b>off</b> ", "tags": 'vip, "a, b"', "window_from": "09:00",
+                    "window_to": "21:00"}  # fmt: skip
+
+    asked = await browser.post("/admin/mailings", given)
+    assert asked.status == 200
+    assert "This goes to 1 200 clients at once, or as soon as their local hours allow." in asked.text
+    assert "<b>off" not in asked.html
+    for word in ("“Half”", "vip", "09:00–21:00", "Send", "Back to the form"):
+        assert word in asked.text, word
+    kept = asked.form("/admin/mailings")
+    assert kept | {"_xsrf": ""} == given | {"_xsrf": ""}
+    assert await db.fetchval("SELECT count(*) FROM mailings") == 0
+    assert not browser.api.woken
+
+    back = await browser.post("/admin/mailings", kept | {"back": "1"})
+    assert back.form("/admin/mailings") | {"_xsrf": ""} == given | {"_xsrf": ""}
+    done = await browser.post("/admin/mailings", kept | {"sure": "1"})
+    assert "is on its way" in (await browser.get(done.location)).text
+    assert (await browser.post("/admin/mailings", kept | {"sure": "1"})).location == done.location
+    assert await db.fetchval("SELECT array_agg(text) FROM mailing_texts") == [given["text"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tags": "vip", "starts_at": "2199-12-31T09:00"}, "From 31 Dec 2199, 09:00 UTC ; 1 client matches today."),
+        ({"audience": "everybody", "starts_at": "2199-12-31T09:00"}, "09:00 UTC ; 2 clients match today."),
+        ({"audience": "everybody"}, "This goes to 2 clients at once."),
+        ({"operator_codes": "000"}, "No client matches: check operator codes and tags."),
+    ],
+)
+async def test_a_draft_also_says_whom_it_goes_to(
+    browser: Browser, db: Pool, changes: dict[str, str], said: str
+) -> None:
+    await browser.log_in()
+    given = {"text": "x", "ends_at": SOON} | changes
+    await insert_clients(db, 2)
+    await db.execute("UPDATE clients SET tags = '{vip}' WHERE id = (SELECT min(id) FROM clients)")
+    asked = await browser.submit("/admin/mailings/new", "/admin/mailings", **given)
+    assert "Send this mailing?" in asked.text
+    assert said in asked.text.replace("\xa0", " ")
+
+    draft = (await browser.submit("/admin/mailings/new", "/admin/mailings", **given, draft="1")).location
+    assert f'href="{draft}/start"' in (await browser.get(draft)).html
+    asked = await browser.get(f"{draft}/start")
+    assert said in asked.text.replace("\xa0", " ")
+    assert f'href="{draft}/edit"' in asked.html
+
+    await browser.press(f"{draft}/edit", f"{draft}/edit", text="changed meanwhile")
+    refused = await browser.post(f"{draft}/start", asked.form(f"{draft}/start"))
+    assert refused.location == f"{draft}/start"
+    again = await browser.get(refused.location)
+    assert "look again" in again.text
+    assert "changed meanwhile" in again.text
+    assert "is started" in (await browser.press(f"{draft}/start", f"{draft}/start")).text
+
+
+async def test_without_any_client_everybody_is_nobody(browser: Browser) -> None:
+    await browser.log_in()
+    asked = await browser.submit("/admin/mailings/new", "/admin/mailings", text="x", audience="everybody")
+    assert "There are no clients yet." in asked.text
+
+
+async def test_the_form_says_how_long_a_text_may_be_and_whose_time_it_takes(make_api: MakeApi) -> None:
+    browser = await Browser(make_api(default_timezone="Europe/Moscow")).log_in()
+    page = await browser.get("/admin/mailings/new")
+    assert f"up to {schemas.TEXT_MAX:,} characters" in page.text
+    assert page.text.count("Times in Europe/Moscow (setting DEFAULT_TIMEZONE).") == 2
+    assert 'rows="6"' in page.html
+    assert page.html.count('step="any"') == 2
 
 
 async def test_an_edit_of_an_older_version_shows_the_newer_values(browser: Browser) -> None:
@@ -442,7 +534,7 @@ async def test_the_list_goes_on_page_by_page(browser: Browser, db: Pool) -> None
 async def test_why_a_mailing_waits_is_said_in_words(make_api: MakeApi) -> None:
     api = make_api(pause_all=True)
     browser = await Browser(api).log_in()
-    path = (await browser.submit("/admin/mailings/new", "/admin/mailings", text="a", audience="everybody")).location
+    path = (await browser.send(text="a", audience="everybody")).location
     assert "paused by its settings (PAUSE_ALL)" in (await browser.get(path)).text
     await browser.press("/admin/gateways/default", "/admin/gateways/default/pause")
     assert "Waits: the gateway is paused." in (await browser.get(path)).text
@@ -464,6 +556,16 @@ async def test_a_message_shows_its_timeline_and_an_unknown_one_is_resolved(brows
         assert word in page.text, word
     assert SCRIPT not in page.html
     assert SCRIPT in page.text or "alert(1)" in page.text
+
+    await db.execute("UPDATE mailings SET audience = 2")
+    await db.execute("INSERT INTO counters VALUES ($1, 0, 'unknown', 1, now(), now())", mailing_id)
+    assert 'href="/admin/mailings"' in tile(await browser.get("/admin/"), "unknown")
+    there = f"/admin/mailings/{mailing_id}?status=unknown"
+    assert f'href="{there}#messages"' in (await browser.get("/admin/mailings")).html
+    assert f'href="{there}#messages"' in tile(await browser.get(f"/admin/mailings/{mailing_id}"), "unknown")
+    listed = await browser.get(there)
+    assert "Unknown: may have been sent; nobody can know. Open a message to decide" in listed.text
+    assert 'href="/admin/messages/1"' in listed.html
 
     done = await browser.press("/admin/messages/1", "/admin/messages/1/resolve", **{"as": "sent"})
     assert "counts as sent" in done.text

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from notifier.errors import Conflict, Invalid, NotFound, Stale
 from notifier.models import MAILING_TRANSITIONS, OVER, Mailing, MailingStatus, Status
-from notifier.storage import mailings, messages, statistics
+from notifier.storage import audience, mailings, messages, statistics
 from notifier.storage.database import Connection, Db
 from notifier.web import schemas
 from notifier.web.mailings import shown
@@ -116,15 +116,27 @@ class MailingPage(Page):
             raise Invalid([])
         return loaded
 
-    def show_form(self, form: Form, *, mailing: Mailing | None = None, fixed: bool = False) -> None:
-        """Answer with the form, for ``mailing`` or a new one."""
+    def show_form(self, form: Form, *, mailing: Mailing | None = None, fixed: bool = False, once: str = "") -> None:
+        """Answer with the form, for ``mailing`` or a new one, whose key is ``once`` where it has one already."""
         self.show(
             "mailings/form.html",
             form=form,
             mailing=mailing,
             fixed=fixed,
             title=f"Edit {title_of(mailing)}" if mailing else "New mailing",
-            once=secrets.token_hex(16),
+            once=once or secrets.token_hex(16),
+        )
+
+    async def ask(self, mailing: Mailing, title: str, form: Form | None = None, once: str = "") -> None:
+        """Answer with who is to get what; ``form`` is what made a new mailing, which is stored only after this."""
+        self.show(
+            "mailings/start.html",
+            mailing=mailing,
+            title=title,
+            form=form,
+            once=once,
+            matching=await audience.count(self.db, mailing.filter),
+            at_once=mailing.starts_at <= await mailings.clock(self.db),
         )
 
 
@@ -150,15 +162,24 @@ class Mailings(MailingPage):
 
     async def post(self) -> None:
         form = Form(self.typed(*FIELDS))
-        draft = bool(self.get_body_argument("draft", ""))
+        once = self.get_body_argument("once", "")
+        draft, sure, back = (bool(self.get_body_argument(button, "")) for button in ("draft", "sure", "back"))
+        if back:
+            self.show_form(form, once=once)
+            return
 
-        async def create(connection: Connection) -> str:
+        async def create(connection: Connection) -> Mailing:
             body = self.read(form)
-            mailing = await mailings.create(connection, **self.check(schemas.MailingIn, form, {**body, "draft": draft}))
-            return f"/admin/mailings/{mailing.id}"
+            return await mailings.create(connection, **self.check(schemas.MailingIn, form, {**body, "draft": draft}))
+
+        async def create_path(connection: Connection) -> str:
+            return f"/admin/mailings/{(await create(connection)).id}"
 
         try:
-            path = await self.once(create)
+            if not draft and not sure:
+                await self.ask(await self._tried(create), form.values["name"], form, once)
+                return
+            path = await self.once(create_path)
         except Invalid as error:
             if not form.errors:
                 form.blame(error, POINTERS)
@@ -169,6 +190,16 @@ class Mailings(MailingPage):
         name = f"“{form.values['name'][:80]}”" if form.values["name"] else "The mailing"
         ahead = "is kept as a draft" if draft else "starts by itself" if form.values["starts_at"] else "is on its way"
         self.go(path, f"{name} {ahead}.")
+
+    async def _tried(self, create: Callable[[Connection], Awaitable[Mailing]]) -> Mailing:
+        """Return what would be made, taken back at once: so all that storage checks is checked before anybody asks."""
+        async with self.context.db.acquire() as connection:
+            attempt = connection.transaction()
+            await attempt.start()
+            try:
+                return await create(connection)
+            finally:
+                await attempt.rollback()
 
 
 class NewMailing(MailingPage):
@@ -262,9 +293,15 @@ class MailingAction(MailingPage):
     """One of the verbs; those that cannot be taken back ask first."""
 
     async def get(self, mailing_id: int, verb: str) -> None:
-        if verb not in ("cancel", "delete"):
+        if verb not in ("start", "cancel", "delete"):
             raise NotFound
         mailing = await mailings.get(self.db, mailing_id)
+        if verb == "start":
+            if mailing.status is MailingStatus.DRAFT:
+                await self.ask(mailing, title_of(mailing))
+            else:
+                self.go(f"/admin/mailings/{mailing_id}", "It is started already.", wrong=True)
+            return
         progress = await progress_of(self.db, [mailing])
         self.show(
             "mailings/confirm.html",
@@ -284,7 +321,12 @@ class MailingAction(MailingPage):
         if verb not in DONE:
             raise NotFound
         try:
-            mailing = await mailings.act(self.db, mailing_id, verb)
+            # What is started is what was shown.
+            seen = self.version() if verb == "start" else None
+            mailing = await mailings.act(self.db, mailing_id, verb, if_match=seen)
+        except Stale:
+            self.go(f"/admin/mailings/{mailing_id}/start", "The draft was changed meanwhile: look again.", wrong=True)
+            return
         except Conflict as error:
             self.go(f"/admin/mailings/{mailing_id}", str(error), wrong=True)
             return

@@ -1,0 +1,68 @@
+"""Who is dead and what is stuck, as one observer judges it."""
+
+from __future__ import annotations
+
+from notifier.delivery.scheduler import DEAD_AFTER, LOST_CLAIM, SETTLED_AFTER, Watch
+from notifier.storage.queue import Owned
+
+ME, PEER, STUCK_AFTER = 1, 2, 30.0
+
+
+def batch(number: int, replica: int = PEER, *, mark: int = 5, over: bool = False) -> Owned:
+    return Owned(number, number * 100, replica, mark, 0, 10, over)
+
+
+def watched(seconds: float, *batches: Owned, beating: bool = True, me: int = ME) -> Watch:
+    """An observer who looked every second for so long; the peer's heart beats, unless it does not."""
+    watch = Watch()
+    for now in range(int(seconds) + 1):
+        watch.look({me: now, PEER: now if beating else 0}, list(batches), 1_000.0 + now)
+    return watch
+
+
+def test_who_does_not_beat_is_dead_and_its_batches_are_taken() -> None:
+    theirs = batch(1)
+    assert watched(DEAD_AFTER - 1, theirs, beating=False).left_behind(ME, (), STUCK_AFTER) == []
+    watch = watched(DEAD_AFTER, theirs, beating=False)
+    assert watch.dead() == {PEER}
+    assert watch.left_behind(ME, (), STUCK_AFTER) == [theirs]
+
+
+def test_batches_of_nobody_who_is_registered_are_taken_at_once() -> None:
+    nobodys = batch(1, replica=99)
+    assert watched(0, nobodys).left_behind(ME, (), STUCK_AFTER) == [nobodys]
+
+
+def test_what_makes_no_progress_is_taken_from_the_living_and_from_oneself() -> None:
+    theirs, own = batch(1), batch(2, ME)
+    assert watched(STUCK_AFTER - 1, theirs, own).left_behind(ME, (2,), STUCK_AFTER) == []
+    assert watched(STUCK_AFTER, theirs, own).left_behind(ME, (2,), STUCK_AFTER) == [theirs, own]
+
+
+def test_progress_is_any_change_of_a_batch() -> None:
+    watch = Watch()
+    for now in range(100):
+        watch.look({ME: now, PEER: now}, [batch(1, mark=now // 20)], 1_000.0 + now)
+        assert watch.left_behind(ME, (), STUCK_AFTER) == []
+
+
+def test_long_after_the_end_progress_does_not_count() -> None:
+    watch = Watch()
+    for now in range(int(SETTLED_AFTER) + 1):
+        assert watch.left_behind(ME, (), STUCK_AFTER) == []
+        watch.look({ME: now, PEER: now}, [batch(1, mark=now, over=True)], 1_000.0 + now)
+    assert len(watch.left_behind(ME, (), STUCK_AFTER)) == 1
+
+
+def test_a_claim_whose_answer_was_lost_is_found_again() -> None:
+    lost, held, theirs = batch(1, ME), batch(2, ME), batch(3)
+    assert watched(LOST_CLAIM - 1, lost, held, theirs).left_behind(ME, (2,), STUCK_AFTER) == []
+    assert watched(LOST_CLAIM, lost, held, theirs).left_behind(ME, (2,), STUCK_AFTER) == [lost]
+
+
+def test_who_was_cut_off_knows_nothing_and_watches_anew() -> None:
+    # the database was away for a minute: nobody is dead for that, nothing is stuck
+    watch = watched(3, batch(1), batch(2, ME), beating=False)
+    watch.look({ME: 3, PEER: 0}, [batch(1), batch(2, ME)], 1_063.0)
+    assert watch.dead() == set()
+    assert watch.left_behind(ME, (), STUCK_AFTER) == []
