@@ -5,26 +5,22 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import asyncpg
 import structlog
 
 from notifier import telemetry
 from notifier.delivery.clock import Clock
+from notifier.delivery.sender import FULL, Sender, Work
 from notifier.models import Outcome, Reason, Standing
 from notifier.storage import ledger, queue
 from notifier.storage.database import Db
 from notifier.storage.queue import Recorded, Report, Result
 
-if TYPE_CHECKING:
-    from notifier.delivery.sender import Sender, Work
-
 log = structlog.get_logger(__name__)
 
 # A record waits this long for more results (seconds), unless there are FULL of them or a mark is asked for.
 PATIENCE = 0.05
-FULL = 100
 # Without news a record is made all the same: pause, end and take-over are learnt with it, and freshness comes of it.
 HEARTBEAT = 0.25
 # Rows of our own books: that something was not started is no news once a take-over has written its row.
@@ -58,7 +54,8 @@ class Recorder:
             return 1.0
         age = time.monotonic() - self._last
         waiting = len(sender.results) + len(self._kept)
-        asks = any(work.loaded > work.mark or work.releasing > work.released for work in sender.works.values())
+        asks = sender.runs_dry() and any(work.loaded > work.mark for work in sender.works.values())
+        asks |= any(work.releasing > work.released for work in sender.works.values())
         if not (asks or waiting >= FULL or (waiting and age >= PATIENCE) or age >= HEARTBEAT):
             return (PATIENCE if waiting else HEARTBEAT) - age
         await self._record()

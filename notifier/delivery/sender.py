@@ -39,6 +39,10 @@ AHEAD = 400
 STRIDE = 100
 # And not more than can be started in so many seconds, so that little waits under a mark when the gateway is slow.
 HORIZON = 0.4
+# What a record may take on a busy loop (seconds): so much must be ready when the next mark is asked for.
+RECORD = 0.04
+# So many results make a record due at once; fewer wait a moment for more (recorder.py).
+FULL = 250
 # A process whose last committed record is older starts nothing: it may have been stopped, and its work taken over.
 FRESH = 1.0
 # While the loop is later than this (seconds) ever fewer requests are in flight, a tenth less with each look, down to a
@@ -210,6 +214,7 @@ class Sender:
         self.ready = 0
         self.inflight = 0
         self._picks = 0
+        self._told_dry = False
         self._probe: Job | None = None  # the request that an open breaker let through
         self._starting = 0  # tasks that were made and did not run yet
         self.stopping = False
@@ -244,7 +249,8 @@ class Sender:
 
     async def _feed(self) -> float:
         room = self._room()
-        if room > 0:
+        # Not for a handful, while there is something to start: each load is a round trip.
+        if room >= min(STRIDE, self.limits.concurrency) or (room > 0 and not self.ready):
             await self._claim()
             picked = self._pick(room)
             if picked:
@@ -394,6 +400,10 @@ class Sender:
             self._ceiling = min(most, self._ceiling + max(1, most / 50))
         self.pump()
 
+    def runs_dry(self) -> bool:
+        """Whether what may be started will not last until a record asked for now is committed."""
+        return self.ready <= self._rate * RECORD
+
     def _free(self) -> int:
         return int(min(self.limits.concurrency, self._ceiling)) - self.inflight
 
@@ -464,8 +474,10 @@ class Sender:
                 await self._attempt(job)
             finally:
                 self.inflight -= 1
-        if not self.ready:
-            self.wake_feed()
+            if not self._told_dry and self.runs_dry():
+                self._told_dry = True
+                self.wake_recorder()
+                self.wake_feed()
 
     async def _attempt(self, job: Job) -> None:
         work, message, _, _ = job
@@ -516,7 +528,7 @@ class Sender:
 
     def _add(self, work: Work, result: Result) -> None:
         self.results.append((work, result))
-        if len(self.results) == 1 or len(self.results) == 100:
+        if len(self.results) in (1, FULL):
             self.wake_recorder()
 
     # ---- what the recorder brings back ---------------------------------------------------------------------------
@@ -565,6 +577,7 @@ class Sender:
                 self.release(work, Reason.PAUSED)
             elif self.stopping:
                 self.release(work, Reason.RELEASED)
+        self._told_dry = False
         self._give_back_the_old()
         self.pump()
         self.wake_feed()
