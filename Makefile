@@ -15,7 +15,7 @@ demo: $(VENV)/.with-embedded ## from nothing to a finished mailing; ARGS="--clie
 	@$(BIN)/python server.py demo $(ARGS)
 
 test: lint ## everything CI runs: format, lint, types, import contract, tests, coverage; ARGS go to pytest
-	$(BIN)/python -m pytest -n 4 --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -n auto --cov --cov-report= $(ARGS)
 ifeq ($(strip $(ARGS)),)
 	$(BIN)/python -m coverage report --include='notifier/delivery/*,notifier/storage/*' --fail-under=95
 endif

@@ -23,7 +23,7 @@ from notifier.storage import database
 from notifier.storage.embedded import running
 
 PLACE = "NOTIFIER_TEST_PLACE"
-ASYNC_TEST_TIMEOUT = 30.0
+ASYNC_TEST_TIMEOUT = 55.0
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -246,11 +246,11 @@ async def test_a_word_writes_one_row_however_large_the_mailing_is(db: Pool) -> N
                 await mailings.delete(conn, mailing_id)
             elif verb == "expire":
                 await conn.execute("UPDATE mailings SET ends_at = clock_timestamp() WHERE id = $1", mailing_id)
-                before["mailings"] += 1
+                before["mailings"] = before.get("mailings", 0) + 1
                 assert await mailings.finish_ended(conn) == [mailing_id]
             else:
                 await mailings.act(conn, mailing_id, verb)
-            assert await _written(conn) == before | {"mailings": before["mailings"] + 1}
+            assert await _written(conn) == before | {"mailings": before.get("mailings", 0) + 1}
         assert not await books(db)
 
 
