@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import uvloop
 
-from bench.throughput import Row, a_scheduler, clear
+from bench.throughput import Row, a_database, a_scheduler, clear
 from notifier.delivery.gateway import Gateway
 from notifier.models import Filter
 from notifier.storage import mailings
-from notifier.storage.database import create_pool, migrate
-from notifier.storage.embedded import running
+from notifier.storage.database import create_pool
 
 MAILINGS = 40
 TARGET_P50, TARGET_P99 = 0.050, 0.100  # seconds
@@ -57,11 +54,8 @@ async def delays(url: str, dsn: str) -> list[float]:
 
 def rows(url: str) -> Iterator[Row]:
     """Yield the rows of the table."""
-    with tempfile.TemporaryDirectory(prefix="notifier-bench-") as folder:
-        Path(folder).chmod(0o711)
-        with running(Path(folder, "db")) as dsn:
-            migrate(dsn)
-            times = uvloop.run(delays(url, dsn))
+    with a_database() as dsn:
+        times = uvloop.run(delays(url, dsn))
     for name, value, target in (
         ("p50", times[len(times) // 2], TARGET_P50),
         ("p99", times[int(len(times) * 0.99)], TARGET_P99),

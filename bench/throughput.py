@@ -12,6 +12,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -51,6 +52,16 @@ async def bare(url: str) -> float:
         started = time.perf_counter()
         await asyncio.gather(*(run() for _ in range(CONNECTIONS)))
         return MESSAGES / (time.perf_counter() - started)
+
+
+@contextmanager
+def a_database() -> Iterator[str]:
+    """Yield the address of a migrated database that goes with the block."""
+    with tempfile.TemporaryDirectory(prefix="notifier-bench-") as folder:
+        Path(folder).chmod(0o711)  # as root the server runs as somebody else
+        with running(Path(folder, "db")) as dsn:
+            migrate(dsn)
+            yield dsn
 
 
 async def clear(db: Pool, clients: int) -> None:
@@ -117,14 +128,11 @@ async def engine(url: str, dsn: str) -> float:
 
 def rows(url: str) -> Iterator[Row]:
     """Yield the row of the table: the median of a few rounds, each beside the bare runs before and after it."""
-    with tempfile.TemporaryDirectory(prefix="notifier-bench-") as folder:
-        Path(folder).chmod(0o711)
-        with running(Path(folder, "db")) as dsn:
-            migrate(dsn)
-            baselines, figures = [uvloop.run(bare(url))], []
-            for _ in range(ROUNDS):
-                figures.append(uvloop.run(engine(url, dsn)))
-                baselines.append(uvloop.run(bare(url)))
+    with a_database() as dsn:
+        baselines, figures = [uvloop.run(bare(url))], []
+        for _ in range(ROUNDS):
+            figures.append(uvloop.run(engine(url, dsn)))
+            baselines.append(uvloop.run(bare(url)))
     around = [(before + after) / 2 for before, after in pairwise(baselines)]
     ratio, ours, baseline = sorted((f / b, f, b) for f, b in zip(figures, around, strict=True))[ROUNDS // 2]
     question = f"messages a second, {CONNECTIONS} connections, of a bare loop"

@@ -15,10 +15,10 @@ BASE, CAP = 2.0, 300.0
 MAX_DECLINED = 5
 # One possible copy per attempt whose outcome cannot be known; promise 5 names this number.
 MAX_IN_DOUBT = 3
-# Two days of tries at the cap are four days; whatever is not sent by then stands in the way of nothing but itself.
+# At the cap of 300 s that is about four hours of tries; an outage (the breaker open) costs none.
 MAX_COUNTED = 50
 
-# Outcomes that count against MAX_COUNTED, and raise the wait; what is the gateway's fault does not.
+# Outcomes that count against MAX_COUNTED, and raise the wait; an outage does not, whatever the outcome.
 COUNTED = frozenset({Outcome.DECLINED, Outcome.UNAVAILABLE, Outcome.UNKNOWN, Outcome.INTERRUPTED})
 
 
