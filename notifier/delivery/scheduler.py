@@ -97,8 +97,10 @@ class Loop:
                 errors = min(errors + 1, 10)
                 continue
             if delay > 0:
+                # Not wait_for: in Python 3.11 it may swallow the cancellation of a task that was just woken.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), delay)
+                    async with asyncio.timeout(delay):
+                        await self._woken.wait()
             else:
                 await asyncio.sleep(0)
 

@@ -89,13 +89,18 @@ class World:
         return scheduler
 
     async def kill(self, scheduler: Scheduler) -> None:
-        """End a scheduler as kill -9 would: nothing is given back, nothing recorded."""
-        for loop in scheduler._loops.values():
-            await loop.stop()
+        """End a scheduler as kill -9 would: nothing is given back, nothing recorded.
+
+        Loops and requests are cut off in the same turn of the loop, so what is under way stays without a result.
+        """
         assert scheduler.sender is not None
-        for task in scheduler.sender._tasks:
+        requests = list(scheduler.sender._tasks)
+        for loop in scheduler._loops.values():
+            loop._stopping = True
+        loops = [loop.task for loop in scheduler._loops.values() if loop.task is not None]
+        for task in (*loops, *requests):
             task.cancel()
-        await asyncio.gather(*scheduler.sender._tasks, return_exceptions=True)
+        await asyncio.gather(*loops, *requests, return_exceptions=True)
         await scheduler._hang_up()
         self.schedulers.remove(scheduler)
 

@@ -459,9 +459,12 @@ def quick_death(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("policy", [OnUnknown.RETRY, OnUnknown.HOLD])
 async def test_a_dead_replicas_work_is_taken_over(world: World, policy: OnUnknown) -> None:
     mailing = await running(world, policy=policy)
+    (victim,) = world.schedulers
+    # between two marks nothing may be under way for a moment
+    await poll_until(lambda: victim.sender is not None and victim.sender.inflight)
+    await world.kill(victim)
     doubtful = await world.db.fetchval("SELECT sum(mark - done) FROM batches WHERE owner IS NOT NULL")
     assert 0 < doubtful <= 10 + sender.AHEAD
-    await world.kill(world.schedulers[0])
     await world.replica(policy=policy)
     await world.finished(mailing)
     outcomes = await world.outcomes(mailing)
