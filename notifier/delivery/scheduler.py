@@ -9,10 +9,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
-from typing import Any
 from zoneinfo import ZoneInfo
 
-import asyncpg
 import structlog
 
 from notifier import telemetry
@@ -23,6 +21,7 @@ from notifier.delivery.limits import Limits
 from notifier.delivery.planner import Planner
 from notifier.delivery.recorder import Recorder, store
 from notifier.delivery.sender import Sender
+from notifier.delivery.session import Session
 from notifier.models import OnUnknown, Outcome, Reason
 from notifier.storage import clients, idempotency, mailings, queue, replicas
 from notifier.storage.database import AWAY, Db, Pool
@@ -33,6 +32,9 @@ log = structlog.get_logger(__name__)
 BEAT = 2.0  # seconds between heartbeats
 # A peer without a heartbeat for so long is dead: four beats, and longer than any pause of a healthy process.
 DEAD_AFTER = 8.0
+# So is one whose session lock was free at two looks this far apart (seconds): one look may fall between the loss of a
+# connection and its return.
+FREE_FOR = 0.7
 # Owned batches without progress for the gateway's timeout and this (seconds) are stuck, whoever owns them.
 STUCK_AFTER = 15.0
 # Everything under way when a mailing ended is through long before (seconds): promise 3 gives 60.
@@ -117,6 +119,8 @@ class Watch:
         self._batches: dict[tuple[int, int], tuple[Owned, float]] = {}  # (batch, owner) → (as seen, unchanged since)
         self._over: dict[tuple[int, int], float] = {}  # (batch, owner) → seen with its mailing over since
         self._last = 0.0
+        self._free: dict[int, float] = {}  # replica → its lock is free since
+        self._locks_seen = 0.0
 
     def look(self, beats: dict[int, int], owned: list[Owned], now: float) -> None:
         """Take in the heartbeat counters and owned batches as they were just read, at ``time.monotonic() == now``."""
@@ -130,9 +134,17 @@ class Watch:
         self._batches = {key: seen[key] if seen.get(key, (None,))[0] == b else (b, now) for key, b in keys.items()}
         self._over = {key: self._over.get(key, now) for key, batch in keys.items() if batch.over}
 
+    def look_at_locks(self, free: set[int] | None, now: float) -> None:
+        """Take in whose lock is free, as it was just read, at ``time.monotonic() == now``; None: nothing is known."""
+        if free is None or now - self._locks_seen > DEAD_AFTER / 4:
+            self._free = {}
+        self._locks_seen = now
+        self._free = {peer: self._free.get(peer, now) for peer in free or ()}
+
     def dead(self) -> set[int]:
-        """The replicas whose counter stood still for DEAD_AFTER seconds."""
-        return {peer for peer, (_, since) in self._beats.items() if self._last - since >= DEAD_AFTER}
+        """The replicas whose counter stood still for DEAD_AFTER seconds, or whose lock was free for FREE_FOR."""
+        still = {peer for peer, (_, since) in self._beats.items() if self._last - since >= DEAD_AFTER}
+        return still | {peer for peer, since in self._free.items() if self._locks_seen - since >= FREE_FOR}
 
     def left_behind(self, me: int, in_hand: Container[int], stuck_after: float) -> list[Owned]:
         """Batches to be taken over: of the dead and the unregistered, without progress for ``stuck_after`` seconds,
@@ -183,18 +195,26 @@ class Scheduler:
         self.sender: Sender | None = None
         self._recorder: Recorder | None = None
         self._loops: dict[str, Loop] = {}
-        self._listener: Any = None
+        self._session: Session | None = None
 
     async def start(self) -> None:
         """Register and start the loops."""
         self.replica = await replicas.register(self._db, self._name)
+        self._session = Session(
+            self._db,
+            self.replica,
+            on_news=self.wake,
+            on_locks=self._saw_locks,
+            on_held=lambda: self._wake("heartbeat"),
+            on_lost=lambda: self._wake("session"),
+        )
         planner = Planner(self._db, default_zone=self._default_zone, on_batches=self._look)
         polls: dict[str, Callable[[], Awaitable[float]]] = {
             "lifecycle": self._lifecycle,
             "planner": planner.poll,
             "heartbeat": self._heartbeat,
             "purge": self._purge,
-            "listen": self._listen,
+            "session": self._session.poll,
         }
         if self._gateway is not None and not self._pause_all:
             polls |= self._sending(self._gateway)
@@ -247,9 +267,10 @@ class Scheduler:
                 log.warning("stopped before all was given back; it is taken over", inflight=self.sender.inflight)
         await asyncio.gather(*(loop.stop() for loop in self._loops.values()))
         with suppress(*AWAY):
-            await asyncio.wait_for(self._hang_up(), CUT_OFF)
-        with suppress(*AWAY):
             await asyncio.wait_for(replicas.forget(self._db, self.replica), CUT_OFF)
+        if self._session is not None:
+            with suppress(*AWAY):
+                await asyncio.wait_for(self._session.close(), CUT_OFF)
 
     async def _away(self) -> bool:
         try:
@@ -274,7 +295,8 @@ class Scheduler:
 
     async def _heartbeat(self) -> float:
         """Say that this replica lives, and take over from those that do not say so."""
-        beats = await replicas.beat(self._db, self.replica, self._name)
+        assert self._session is not None
+        beats = await replicas.beat(self._db, self.replica, self._name, session=self._session.held)
         self._watch.look(beats, await queue.owned(self._db), time.monotonic())
         in_hand = self.sender.works if self.sender is not None else ()
         left_behind = self._watch.left_behind(self.replica, in_hand, self._settings[2] + STUCK_AFTER)
@@ -294,31 +316,11 @@ class Scheduler:
         await idempotency.purge(self._db)
         return 0.05 if more else PURGE_EVERY
 
-    async def _listen(self) -> float:
-        """Hear what other replicas changed; where a pooler cannot carry that, polling suffices."""
-        if self._deaf():
-            await self._hang_up()
-            self._listener = await self._db.acquire()
-            await self._listener.add_listener(mailings.CHANNEL, self._heard)
-            self.wake()  # what was said before is known by looking
-        return 5.0
-
-    def _heard(self, *_: object) -> None:
-        self.wake()
-
-    def _deaf(self) -> bool:
-        try:
-            return self._listener is None or self._listener.is_closed()
-        except asyncpg.InterfaceError:  # the pool has taken a broken connection back by itself
-            return True
-
-    async def _hang_up(self) -> None:
-        if self._listener is not None:
-            listener, self._listener = self._listener, None
-            with suppress(*AWAY):
-                if not listener.is_closed():  # raises for one that the pool has taken back
-                    await listener.remove_listener(mailings.CHANNEL, self._heard)
-                await self._db.release(listener)
+    def _saw_locks(self, free: set[int] | None) -> None:
+        """What the control connection shows of the others' locks: who is gone is taken over at once."""
+        self._watch.look_at_locks(free, time.monotonic())
+        if self._watch.dead() - {self.replica}:
+            self._wake("heartbeat")
 
     async def _lag(self) -> float:
         """How late is the loop? Its lateness limits what is in flight, since the API shares it."""

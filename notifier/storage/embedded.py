@@ -137,7 +137,7 @@ def _watched(home: Path, owner: os.stat_result, start: Callable[[], None]) -> It
 
 
 def _launch(home: Path, owner: os.stat_result, sockets: Path, fast: bool, lock: BinaryIO) -> None:
-    binaries, data = _binaries(), home / "data"
+    binaries, data = programs(), home / "data"
     with _open(home / "server.log", owner) as log:
         log.truncate(0)
         if not data.exists():
@@ -174,7 +174,7 @@ def _stop(home: Path, owner: os.stat_result, dsn: str) -> None:
         while not _locked(lock):
             if not asked and _answers(dsn):  # only then is the number in postmaster.pid a postmaster's
                 log.seek(0, os.SEEK_END)
-                _run([_binaries() / "pg_ctl", "stop", "-W", "-m", "fast", "-D", home / "data"], owner, log)
+                _run([programs() / "pg_ctl", "stop", "-W", "-m", "fast", "-D", home / "data"], owner, log)
                 asked = True
             if time.monotonic() > deadline:
                 raise NotifierError(f"the embedded PostgreSQL does not stop:\n{_log(home)}")
@@ -220,7 +220,7 @@ def _socket_dir(home: Path, owner: os.stat_result) -> Path:
     return place
 
 
-def _binaries() -> Path:
+def programs() -> Path:
     """Return the folder of the server's programs, copied once if root has them where others cannot enter."""
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))  # importing it would start to lock and log
     if spec is None or spec.origin is None:

@@ -1,8 +1,12 @@
-"""The replicas that run a scheduler: each has a row with a heartbeat counter."""
+"""The replicas that run a scheduler: each has a row with a heartbeat counter, and a session lock with its number."""
 
 from __future__ import annotations
 
 from notifier.storage.database import Db
+from notifier.storage.mailings import CHANNEL
+
+LOCKS = 0x6E6F7469
+"""The class of the advisory locks of replicas: "noti" in ASCII; the object is the replica's number."""
 
 
 async def register(db: Db, name: str) -> int:
@@ -11,20 +15,51 @@ async def register(db: Db, name: str) -> int:
     return number
 
 
-async def beat(db: Db, replica: int, name: str) -> dict[int, int]:
-    """Raise the own counter (a row that was taken away comes back) and read everybody's: replica → counter."""
+async def beat(db: Db, replica: int, name: str, *, session: bool) -> dict[int, int]:
+    """Raise the own counter (a row that was taken away comes back) and read everybody's: replica → counter.
+
+    ``session`` says whether the lock is held (see delivery/session.py).
+    """
     rows = await db.fetch(
         """
         WITH mine AS (
-            INSERT INTO replicas (id, name, beat) OVERRIDING SYSTEM VALUE VALUES ($1, $2, 1)
-            ON CONFLICT (id) DO UPDATE SET beat = replicas.beat + 1
+            INSERT INTO replicas (id, name, beat, session) OVERRIDING SYSTEM VALUE VALUES ($1, $2, 1, $3)
+            ON CONFLICT (id) DO UPDATE SET beat = replicas.beat + 1, session = $3
         )
         SELECT id, beat FROM replicas
         """,
         replica,
         name,
+        session,
     )
     return {row["id"]: row["beat"] for row in rows}
+
+
+async def lock(db: Db, replica: int) -> bool:
+    """Take the replica's lock for the life of this connection; False while another connection has it."""
+    taken: bool = await db.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCKS, replica)
+    return taken
+
+
+async def unlocked(db: Db) -> set[int]:
+    """The replicas that said they hold their lock, and do not."""
+    rows = await db.fetch(
+        """
+        SELECT r.id FROM replicas r
+        WHERE r.session AND NOT EXISTS (
+            SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+            WHERE l.locktype = 'advisory' AND l.classid = $1::bigint::oid AND l.objid = r.id::bigint::oid
+              AND l.objsubid = 2
+        )
+        """,
+        LOCKS,
+    )
+    return {row["id"] for row in rows}
+
+
+async def call(db: Db, replica: int) -> None:
+    """Say the replica's number to all who listen."""
+    await db.execute("SELECT pg_notify($1, $2)", CHANNEL, str(replica))
 
 
 async def forget(db: Db, replica: int) -> bool:

@@ -101,7 +101,8 @@ class World:
         for task in (*loops, *requests):
             task.cancel()
         await asyncio.gather(*loops, *requests, return_exceptions=True)
-        await scheduler._hang_up()
+        assert scheduler._session is not None
+        await scheduler._session.close()
         self.schedulers.remove(scheduler)
 
     async def counts(self, mailing: Mailing) -> dict[str, int]:

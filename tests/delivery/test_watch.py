@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from notifier.delivery.scheduler import DEAD_AFTER, LOST_CLAIM, SETTLED_AFTER, Watch
+from notifier.delivery.scheduler import DEAD_AFTER, FREE_FOR, LOST_CLAIM, SETTLED_AFTER, Watch
 from notifier.storage.queue import Owned
 
 ME, PEER, STUCK_AFTER = 1, 2, 30.0
@@ -66,3 +66,18 @@ def test_who_was_cut_off_knows_nothing_and_watches_anew() -> None:
     watch.look({ME: 3, PEER: 0}, [batch(1), batch(2, ME)], 1_063.0)
     assert watch.dead() == set()
     assert watch.left_behind(ME, (), STUCK_AFTER) == []
+
+
+def test_whose_lock_is_free_at_two_looks_is_dead() -> None:
+    watch = watched(1)
+    watch.look_at_locks({PEER}, 1_000.0)
+    assert watch.dead() == set()
+    watch.look_at_locks({PEER}, 1_000.0 + FREE_FOR)
+    assert watch.dead() == {PEER}
+
+
+def test_a_lock_that_was_held_again_or_not_looked_at_between_says_nothing() -> None:
+    watch = watched(1)
+    for free, now in (({PEER}, 0.0), (set(), 0.4), ({PEER}, 0.8), (None, 1.2), ({PEER}, 1.6), ({PEER}, 60.0)):
+        watch.look_at_locks(free, 1_000.0 + now)
+        assert watch.dead() == set()

@@ -34,7 +34,7 @@ def schema(dsn: str) -> str:
     """Return the whole schema as SQL, without yoyo's own tables."""
     without_yoyo = ["--exclude-table=_yoyo*", "--exclude-table=yoyo*"]
     command = [
-        str(embedded._binaries() / "pg_dump"),
+        str(embedded.programs() / "pg_dump"),
         "--schema-only",
         "--restrict-key=same",
         *without_yoyo,

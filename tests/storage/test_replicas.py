@@ -10,19 +10,19 @@ from tests.storage.scenes import insert_batch, insert_mailing, insert_messages
 async def test_each_replica_gets_a_number_and_sees_the_others(db: Pool) -> None:
     one, other = await replicas.register(db, "one"), await replicas.register(db, "other")
     assert one != other
-    await replicas.beat(db, one, "one")
-    await replicas.beat(db, one, "one")
+    await replicas.beat(db, one, "one", session=False)
+    await replicas.beat(db, one, "one", session=False)
     # what a statement reads is older than what it writes: one's own counter is one behind
-    assert await replicas.beat(db, other, "other") == {one: 2, other: 0}
-    assert await replicas.beat(db, one, "one") == {one: 2, other: 1}
+    assert await replicas.beat(db, other, "other", session=False) == {one: 2, other: 0}
+    assert await replicas.beat(db, one, "one", session=False) == {one: 2, other: 1}
 
 
 async def test_a_row_that_was_taken_away_comes_back_with_the_next_beat(db: Pool) -> None:
     """Others thought it dead while it was cut off; it keeps its number, and nobody else gets it."""
     number = await replicas.register(db, "one")
     assert await replicas.forget(db, number)
-    assert await replicas.beat(db, number, "one") == {}
-    assert await replicas.beat(db, number, "one") == {number: 1}
+    assert await replicas.beat(db, number, "one", session=False) == {}
+    assert await replicas.beat(db, number, "one", session=False) == {number: 1}
     assert await replicas.register(db, "other") == number + 1
 
 

@@ -1,0 +1,125 @@
+"""The control connection of a replica: it hears what others changed, and its lock says that this replica lives.
+
+The lock goes with the connection, so a kill -9 frees it at once, long before the heartbeat is missed. It is a hint that
+makes a take-over faster, and nothing relies on it: behind a pooler in transaction mode a connection is nobody's own. A
+replica says that it holds its lock only after it has heard, over this very connection, a word that it sent itself over
+another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import asyncpg
+import structlog
+
+from notifier.storage import mailings, replicas
+from notifier.storage.database import AWAY, Pool
+
+log = structlog.get_logger(__name__)
+
+# Seconds between two looks at the locks of the others.
+LOOK = 0.35
+# A connection that is younger (seconds) shows nothing: a restart of the database frees all locks at once, and their
+# holders need a moment to come back.
+TRUSTED_AFTER = 5.0
+# Without an answer to the own word for so long (seconds) it is asked again: a pooler, or a lost word.
+PATIENCE = 5.0
+
+
+class Session:
+    """Connects by itself, and again when the connection is lost.
+
+    ``on_news`` is called when another replica changed something, ``on_locks`` with the numbers of those whose lock is
+    free (nothing is known: None), ``on_held`` when the lock is held, ``on_lost`` when the connection broke.
+    """
+
+    def __init__(
+        self,
+        db: Pool,
+        replica: int,
+        *,
+        on_news: Callable[[], None],
+        on_locks: Callable[[set[int] | None], None],
+        on_held: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._db = db
+        self._replica = replica
+        self._on_news = on_news
+        self._on_locks = on_locks
+        self._on_held = on_held
+        self._on_lost = on_lost
+        self._connection: Any = None
+        self._since = 0.0
+        self._asked = 0.0
+        self._locked = False
+        self._heard_itself = False
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is held, and on a connection that is really ours."""
+        return self._locked and self._heard_itself
+
+    async def poll(self) -> float:
+        """Connect where there is no connection, then look at the others' locks; seconds until the next look."""
+        if self._deaf():
+            await self._connect()
+        if not self._locked:
+            self._locked = await replicas.lock(self._connection, self._replica)
+            if not self._locked:  # the server has not noticed yet that the connection before is gone
+                return 0.05
+        now = time.monotonic()
+        if not self._heard_itself:
+            if now - self._asked >= PATIENCE:
+                self._asked = now
+                await replicas.call(self._db, self._replica)
+            return LOOK
+        if now - self._since >= TRUSTED_AFTER:
+            self._on_locks(await replicas.unlocked(self._connection))
+        return LOOK
+
+    async def _connect(self) -> None:
+        await self.close()
+        self._connection = await self._db.acquire()
+        self._connection.add_termination_listener(self._terminated)
+        await self._connection.add_listener(mailings.CHANNEL, self._heard)
+        self._since = time.monotonic()
+        self._on_news()  # what was said before is known by looking
+
+    def _heard(self, _connection: object, _pid: int, _channel: str, word: object) -> None:
+        if word == str(self._replica):
+            self._heard_itself = True
+            self._on_held()
+        else:
+            self._on_news()
+
+    def _terminated(self, _connection: object) -> None:
+        self._forget()
+        self._on_lost()
+
+    def _forget(self) -> None:
+        self._locked = self._heard_itself = False
+        self._asked = 0.0
+        self._on_locks(None)
+
+    def _deaf(self) -> bool:
+        try:
+            return self._connection is None or self._connection.is_closed()
+        except asyncpg.InterfaceError:  # the pool has taken a broken connection back by itself
+            return True
+
+    async def close(self) -> None:
+        """Close the connection, and with it lock and ears: the pool must not hand them on."""
+        if self._connection is None:
+            return
+        connection, self._connection = self._connection, None
+        self._forget()
+        with suppress(*AWAY):
+            if not connection.is_closed():  # raises for one that the pool has taken back
+                connection.remove_termination_listener(self._terminated)
+                await connection.close()
+            await self._db.release(connection)
