@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from chaos.stage import Replica, Stage, on_stage, until
 from chaos.verdict import Figures, Row, Watched, judge, timed, together, watching
 
-# Every answer is looked at by itself: without these the breaker would hold the second dozen of messages back, a series of
+# Every answer is looked at by itself: without these the breaker would hold the second dozen of messages back, a row of
 # refusals would stop the gateway, and retries would run into the next answer.
 ONE_BY_ONE = {
     "delivery.limits.TRIP_AFTER": 10**9,
@@ -152,7 +152,7 @@ def _tell(stage: Stage, replica: Replica, name: str, clients: int) -> None:
 
 
 def refused(clients: int = 100) -> Figures:
-    """The gateway's process is gone, then back: nobody loses a chance, and surely nobody was sent anything meanwhile."""
+    """The gateway's process is gone, then back: nobody loses a chance, and nothing is in doubt."""
     with on_stage() as stage:
         replica = stage.replica(constants=A_TENTH, gateway_timeout=2)
         stage.clients(clients)
@@ -210,9 +210,9 @@ def outage(clients: int = 2_000, seconds: float = 60.0) -> Figures:
         figures = judge(stage, watched)
         assert figures.sent == clients, figures
         # A probe takes a moment of its own, and the numbers are looked at over the API.
-        assert first <= interval + 1.0, f"the first went out {first:.1f} s after the recovery, probes every {interval} s"
+        assert first <= interval + 1.0, f"the first was sent {first:.1f} s after the recovery, probes each {interval} s"
         figures.notes.append(
-            f"the first was sent {first:.1f} s after the end of {seconds:.0f} s of outage, probe interval {interval:.0f} s"
+            f"{seconds:.0f} s of outage, the first sent {first:.1f} s after it (probe interval {interval:.0f} s)"
         )
         return figures
 

@@ -24,6 +24,8 @@ from notifier.storage.embedded import running
 
 PLACE = "NOTIFIER_TEST_PLACE"
 ASYNC_TEST_TIMEOUT = 55.0
+PATIENCE = 20.0
+"""Seconds until what a test waits for is taken not to come; long, since the machine may have more to do."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,8 +53,9 @@ def new_place() -> Path:
     return folder
 
 
-async def poll_until(check: Callable[[], Any], timeout: float = 10.0) -> Any:  # noqa: ASYNC109
-    """Return the first true value of ``check``, plain or async, asked every 10 ms for ``timeout`` seconds."""
+async def poll_until(check: Callable[[], Any], timeout: float | None = None) -> Any:  # noqa: ASYNC109
+    """Return the first true value of ``check``, plain or async, asked each 10 ms for ``timeout`` (PATIENCE) seconds."""
+    timeout = PATIENCE if timeout is None else timeout
     deadline = time.monotonic() + timeout
     while True:
         value = check()

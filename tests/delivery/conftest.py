@@ -113,7 +113,7 @@ class World:
         assert sum(failure.count for failure in numbers.failures) == numbers.messages[Status.FAILED]
         return {status.value: n for status, n in numbers.messages.items() if n}
 
-    async def until(self, mailing: Mailing, within: float = 15, **expected: int) -> None:
+    async def until(self, mailing: Mailing, within: float | None = None, **expected: int) -> None:
         """Wait until the mailing's messages stand exactly so."""
         seen: dict[str, int] = {}
 
@@ -125,12 +125,12 @@ class World:
         try:
             await poll_until(so, within)
         except AssertionError:
-            raise AssertionError(f"{seen} instead of {expected} after {within} s") from None
+            raise AssertionError(f"{seen} instead of {expected}") from None
 
     async def status(self, mailing: Mailing) -> str:
         return (await mailings.get(self.db, mailing.id)).status.value
 
-    async def finished(self, mailing: Mailing, within: float = 15) -> None:
+    async def finished(self, mailing: Mailing, within: float | None = None) -> None:
         """Wait until the mailing is finished."""
 
         async def so() -> bool:

@@ -658,10 +658,12 @@ async def test_a_stale_record_starts_nothing(world: World) -> None:
     await poll_until(lambda: engine.sender and engine.sender.ready)
     for loop in engine._loops.values():
         await loop.stop()
-    engine.sender.confirmed -= sender.FRESH
+    engine.sender.confirmed -= 1.0
     started = engine.sender._started
     engine.sender.pump()
+    await poll_until(lambda: engine.sender and not engine.sender._starting and not engine.sender.inflight)
     assert engine.sender._started == started
+    assert engine.sender.ready
     assert "sent" in await world.counts(mailing)
 
 
@@ -886,11 +888,20 @@ async def test_only_the_probes_answer_closes_an_open_breaker(world: World, monke
         {"match": {"attempt": 1}, "times": 10, "do": {"kind": "status", "status": 503}},
         {"times": 1, "do": {"kind": "delay", "ms": 500}},
     )
+    opened: list[str] = []
+    open_breaker = gateways.open_breaker
+
+    async def counted(db: Any, name: str) -> Any:
+        opened.append(name)
+        return await open_breaker(db, name)
+
+    monkeypatch.setattr(gateways, "open_breaker", counted)
     await world.clients(40)
     engine = await world.replica(concurrency=12, timeout=0.7)
     mailing = await world.mailing()
     await poll_until(lambda: engine.sender and engine.sender.limits.probing)
     await world.until(mailing, sent=40)
+    assert len(opened) == 1
     assert await world.db.fetchval("SELECT openings FROM gateways") == 0
     await world.check(mailing)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -14,9 +16,14 @@ from tests.conftest import poll_until
 from tests.delivery.conftest import World
 
 
-def a_session(db: Pool, replica: int, **calls: Any) -> Session:
+@asynccontextmanager
+async def a_session(db: Pool, replica: int, **calls: Any) -> AsyncIterator[Session]:
     names = ("on_news", "on_locks", "on_held", "on_lost")
-    return Session(db, replica, **{name: calls.get(name, lambda *_: None) for name in names})
+    session = Session(db, replica, **{name: calls.get(name, lambda *_: None) for name in names})
+    try:
+        yield session
+    finally:
+        await session.close()
 
 
 async def held(own: Session) -> None:
@@ -41,34 +48,33 @@ async def test_a_lock_goes_with_its_connection(db: Pool, monkeypatch: pytest.Mon
     monkeypatch.setattr(session, "TRUSTED_AFTER", 0.0)
     one, other = await registered(db, "one"), await registered(db, "other")
     seen: list[set[int] | None] = []
-    mine, theirs = a_session(db, one, on_locks=seen.append), a_session(db, other)
-    await held(mine)
-    await held(theirs)
-    await mine.poll()
-    assert seen[-1] == set()
-    await theirs.close()
+    async with a_session(db, one, on_locks=seen.append) as mine:
+        async with a_session(db, other) as theirs:
+            await held(mine)
+            await held(theirs)
+            await mine.poll()
+            assert seen[-1] == set()
 
-    async def free() -> bool:
-        await mine.poll()
-        return seen[-1] == {other}
+        async def free() -> bool:
+            await mine.poll()
+            return seen[-1] == {other}
 
-    await poll_until(free)
-    await mine.close()
+        await poll_until(free)
 
 
 async def test_a_connection_that_is_cut_is_made_again_and_a_young_one_shows_nothing(db: Pool) -> None:
     lost: list[int] = []
     seen: list[set[int] | None] = []
-    own = a_session(db, await registered(db, "one"), on_lost=lambda: lost.append(1), on_locks=seen.append)
-    await held(own)
-    await db.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
-    await poll_until(lambda: lost)
-    assert not own.held
-    assert seen[-1] is None
-    await held(own)
-    await own.poll()
-    assert not any(isinstance(free, set) for free in seen)
-    await own.close()
+    number = await registered(db, "one")
+    async with a_session(db, number, on_lost=lambda: lost.append(1), on_locks=seen.append) as own:
+        await held(own)
+        await db.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        await poll_until(lambda: lost)
+        assert not own.held
+        assert seen[-1] is None
+        await held(own)
+        await own.poll()
+        assert not any(isinstance(free, set) for free in seen)
 
 
 async def test_who_does_not_hear_itself_does_not_say_that_it_holds_a_lock(
@@ -79,11 +85,10 @@ async def test_who_does_not_hear_itself_does_not_say_that_it_holds_a_lock(
         pass
 
     monkeypatch.setattr(replicas, "call", nowhere)
-    own = a_session(db, await registered(db, "one"))
-    for _ in range(3):
-        await own.poll()
-    assert not own.held
-    await own.close()
+    async with a_session(db, await registered(db, "one")) as own:
+        for _ in range(3):
+            await own.poll()
+        assert not own.held
 
 
 async def test_a_killed_replicas_work_is_taken_over_long_before_its_heartbeat_is_missed(
