@@ -54,8 +54,8 @@ class Service:
 
 
 @contextmanager
-def told(*, stopped: int = 1) -> Iterator[None]:
-    """Errors become words on stderr: exit 2 for what must be set differently, 1 for what went wrong.
+def told(*, failed: int = 1, stopped: int = 1) -> Iterator[None]:
+    """Errors become words on stderr: exit 2 for what must be set differently, ``failed`` for what went wrong.
 
     Until a loop runs, and after it, SIGTERM unwinds as Ctrl-C does: the last one out stops the embedded PostgreSQL.
     The exit code then is ``stopped``: 0 where to be stopped is no failure.
@@ -73,7 +73,7 @@ def told(*, stopped: int = 1) -> Iterator[None]:
         sys.exit(2)
     except NotifierError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        sys.exit(failed)
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
         sys.exit(stopped)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 
+import asyncpg
 import click
 from rich.console import Console
 from rich.table import Table
 
 from notifier import __version__, app, settings, simulator
 from notifier.demo import command as demo
+from notifier.errors import NotifierError
+from notifier.storage import audit as checks
 from notifier.storage import database, embedded
 
 
@@ -53,11 +59,53 @@ def migrate(status: bool) -> None:
 
 
 def _migration_status(loaded: settings.Settings) -> list[tuple[str, bool]]:
+    with _as_it_is(loaded) as dsn:
+        return database.migration_status((loaded.database_url and loaded.database_migration_url) or dsn)
+
+
+@contextmanager
+def _as_it_is(loaded: settings.Settings) -> Iterator[str]:
+    """Yield the address of a database that is up, and was not migrated for this."""
     if loaded.database_url is None:
         with embedded.running(loaded.data_dir / "postgresql") as dsn:
-            return database.migration_status(dsn)
-    asyncio.run(database.wait_until_up(loaded.database_url, say=lambda word: click.echo(word, err=True)))
-    return database.migration_status(loaded.database_migration_url or loaded.database_url)
+            yield dsn
+    else:
+        asyncio.run(database.wait_until_up(loaded.database_url, say=lambda word: click.echo(word, err=True)))
+        yield loaded.database_url
+
+
+@main.command()
+def audit() -> None:
+    """Check that the books balance; exit 1 if not.
+
+    Looks at the whole database in one snapshot, also while the service runs, and changes nothing. A line for each
+    check as soon as it is made: "ok NAME COUNT", so many things were looked at, or "BREACH NAME COUNT IDS", so many are
+    wrong, with the first ten. Exit 1 on a breach, 2 if it could not run. docs/operations.md says what is checked.
+    """
+    with app.told(failed=2, stopped=2):
+        loaded = settings.Settings.load()
+        app.configure_logging(loaded)
+        with _as_it_is(loaded) as dsn:
+            balanced = app.run(_audit(dsn, loaded.database_statement_cache))
+    sys.exit(0 if balanced else 1)
+
+
+async def _audit(dsn: str, statement_cache: int) -> bool:
+    """Print a line for each check; whether none is broken."""
+    balanced = True
+    could_not: tuple[type[BaseException], ...] = (asyncpg.PostgresError, *database.AWAY)
+    try:
+        async with await database.create_pool(
+            dsn, size=1, application_name="notifier-audit", statement_cache=statement_cache
+        ) as db:
+            await database.check(db, durable=False)
+            async with aclosing(checks.run(db)) as findings:
+                async for finding in findings:
+                    click.echo(str(finding))
+                    balanced &= not finding.breach
+    except could_not as error:
+        raise NotifierError(f"the audit could not run: {str(error) or type(error).__name__}") from error
+    return balanced
 
 
 @main.group()

@@ -132,6 +132,7 @@ REQUESTS = frozenset(
 )
 # Outcomes that leave open whether the text was sent; each is one possible copy.
 IN_DOUBT = frozenset({Outcome.UNKNOWN, Outcome.INTERRUPTED})
+MAX_IN_DOUBT = 3  # of these a message may have, before it is sent no more by itself; promise 5 names this number
 
 
 class Reason(StrEnum):

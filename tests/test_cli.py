@@ -17,6 +17,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import psycopg
 import pytest
 
+from notifier.storage.audit import CHECKS
 from notifier.storage.database import MIGRATIONS
 from tests.conftest import poll_until
 
@@ -104,7 +105,7 @@ def closed() -> str:
 def test_help_lists_the_commands(tmp_path: Path) -> None:
     ended = run(tmp_path, "--help")
     assert ended.returncode == 0
-    for command in ("serve", "demo", "gateway", "migrate", "config"):
+    for command in ("serve", "demo", "gateway", "migrate", "audit", "config"):
         assert f"\n  {command} " in ended.stdout
 
 
@@ -120,7 +121,9 @@ def test_config_check_shows_every_setting_without_secrets(tmp_path: Path) -> Non
     assert "default" in next(line for line in ended.stdout.splitlines() if "SHUTDOWN_GRACE" in line)
 
 
-@pytest.mark.parametrize("command", [("config", "check"), ("serve",), (), ("migrate",), ("migrate", "--status")])
+@pytest.mark.parametrize(
+    "command", [("config", "check"), ("serve",), (), ("migrate",), ("migrate", "--status"), ("audit",)]
+)
 def test_wrong_settings_are_all_named(tmp_path: Path, command: tuple[str, ...]) -> None:
     wrong = {"PORT": "eighty", "GATEWAY_URL": "ftp://x", "DEFAULT_TIMEZONE": "Mars/Olympus", "GATEWAY_RAET": "1"}
     ended = run(tmp_path, *command, **wrong)
@@ -144,6 +147,40 @@ def test_migrate(tmp_path: Path, empty_dsn: str) -> None:
     assert after.stdout.splitlines() == [f"applied  {name}" for name in NAMES]
 
 
+def test_audit(tmp_path: Path, dsn: str) -> None:
+    there = {"DATABASE_URL": dsn, "SECRET_KEY": KEY}
+    balanced = run(tmp_path, "audit", **there)
+    assert balanced.returncode == 0, balanced.stderr
+    assert balanced.stdout.splitlines() == [f"ok {check.name} 0" for check in CHECKS]
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            "INSERT INTO mailings (starts_at, ends_at, status, horizon, audience) "
+            "SELECT now(), now() + interval '1 hour', 'running', 0, 5 FROM generate_series(1, 11)"
+        )
+    broken = run(tmp_path, "audit", **there)
+    assert broken.returncode == 1, broken.stderr
+    lines = broken.stdout.splitlines()
+    assert len(lines) == len(CHECKS)
+    assert lines[0] == "ok mailings_over 11"
+    assert "BREACH audience 11 1 2 3 4 5 6 7 8 9 10 …" in lines
+    assert [line.split()[1] for line in lines if not line.startswith("ok ")] == ["texts_kept", "audience"]
+
+
+def test_an_audit_that_cannot_run(tmp_path: Path, empty_dsn: str, dsn: str) -> None:
+    """The schema is missing, and: something is wrong with it, which is found half way."""
+    unmigrated = run(tmp_path, "audit", DATABASE_URL=empty_dsn, SECRET_KEY=KEY)
+    assert unmigrated.returncode == 2
+    assert "server.py migrate" in unmigrated.stderr
+    with psycopg.connect(dsn) as connection:
+        connection.execute("ALTER TABLE batches RENAME TO elsewhere")
+    failing = run(tmp_path, "audit", DATABASE_URL=dsn, SECRET_KEY=KEY)
+    assert failing.returncode == 2
+    assert failing.stdout.startswith("ok mailings_over 0\n")
+    assert "the audit could not run" in failing.stderr
+    for ended in (unmigrated, failing):
+        assert "Traceback" not in ended.stderr
+
+
 async def test_two_replicas_share_an_embedded_database_until_sigterm(place: Path) -> None:
     with started(place, "one", BOOTSTRAP_TOKEN=TOKEN) as one, started(place, "two", BOOTSTRAP_TOKEN=TOKEN) as two:
         urls = [await one.up(), await two.up()]
@@ -153,6 +190,8 @@ async def test_two_replicas_share_an_embedded_database_until_sigterm(place: Path
         client = json.loads(get(f"{urls[0]}/api/v1/clients", b'{"phone": "79161234567"}'))
         # What one has stored the other shows, also when the first is gone.
         assert json.loads(get(f"{urls[1]}/api/v1/clients"))["items"] == [client]
+        audit = run(place, "audit")
+        assert audit.returncode == 0, audit.stdout + audit.stderr
         one.process.send_signal(signal.SIGTERM)
         assert one.process.wait(20) == 0
         assert json.loads(get(f"{urls[1]}/api/v1/clients"))["items"] == [client]
@@ -207,7 +246,7 @@ async def test_a_database_that_is_away_is_waited_for(place: Path, closed: str) -
         assert waiting.process.poll() is None
 
 
-@pytest.mark.parametrize(("command", "code"), [("serve", 0), ("migrate", 1)])
+@pytest.mark.parametrize(("command", "code"), [("serve", 0), ("migrate", 1), ("audit", 2)])
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 async def test_stopped_while_the_database_is_waited_for(
     place: Path, closed: str, command: str, code: int, by: signal.Signals

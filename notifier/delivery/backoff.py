@@ -7,14 +7,12 @@ import random
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from notifier.models import IN_DOUBT, OnUnknown, Outcome, Reason, Standing
+from notifier.models import IN_DOUBT, MAX_IN_DOUBT, OnUnknown, Outcome, Reason, Standing
 
 # Full jitter: a try comes after a random part of base × 2**(tries − 1), at most the cap. It spreads a herd best.
 BASE, CAP = 2.0, 300.0
 # A recipient that a gateway declines five times in a row of growing waits is not going to be accepted.
 MAX_DECLINED = 5
-# One possible copy per attempt whose outcome cannot be known; promise 5 names this number.
-MAX_IN_DOUBT = 3
 # At the cap of 300 s that is about four hours of tries; an outage (the breaker open) costs none.
 MAX_COUNTED = 50
 

@@ -88,13 +88,17 @@ async def _keep(connection: Any) -> None:
 
 
 @asynccontextmanager
-async def transaction(db: Db) -> AsyncIterator[Connection]:
-    """Yield a connection in a transaction; a savepoint when ``db`` is in one already."""
+async def transaction(db: Db, *, snapshot: bool = False) -> AsyncIterator[Connection]:
+    """Yield a connection in a transaction; a savepoint when ``db`` is in one already.
+
+    With ``snapshot`` all its statements see the same moment, and none may write; ``db`` must not be in one then.
+    """
+    options: dict[str, Any] = {"isolation": "repeatable_read", "readonly": True} if snapshot else {}
     if isinstance(db, asyncpg.Pool):
-        async with db.acquire() as connection, connection.transaction():
+        async with db.acquire() as connection, connection.transaction(**options):
             yield connection
     else:
-        async with db.transaction():
+        async with db.transaction(**options):
             yield db
 
 
@@ -175,7 +179,7 @@ async def wait_until_up(dsn: str, *, seconds: float = 60.0, say: Callable[[str],
 async def check(db: Db, *, durable: bool = True) -> None:
     """Raise ``NotifierError`` unless the database can keep the promises: its version, durability and schema.
 
-    ``durable=False`` is for a database of tests, where a commit need not survive a crash.
+    ``durable=False`` is for a database of tests, where a commit need not survive a crash, and for who only reads.
     """
     row = await db.fetchrow(
         """

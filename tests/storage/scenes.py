@@ -87,6 +87,7 @@ async def insert_messages(db: Db, mailing_id: int, count: int) -> list[int]:
     )
     await db.execute("INSERT INTO slices VALUES ($1, $2, $3)", mailing_id, first, first + count - 1)
     await db.execute("UPDATE mailings SET audience = audience + $2 WHERE id = $1", mailing_id, count)
+    await db.execute("UPDATE message_ids SET next = greatest(next, $1)", first + count)
     return list(range(first, first + count))
 
 
@@ -129,7 +130,7 @@ async def insert_batch(
 
 async def insert_ledger(db: Db, mailing_id: int, message_id: int, *rows: tuple[str, str, str | None]) -> None:
     """Write the ledger of a message, (outcome, standing, reason) each, and the books that belong to it."""
-    before = "waiting"
+    before, failed_by = "waiting", None
     for seq, (outcome, standing, reason) in enumerate(rows, 1):
         await db.execute(
             """
@@ -165,14 +166,16 @@ async def insert_ledger(db: Db, mailing_id: int, message_id: int, *rows: tuple[s
                 int(standing == "sent"),
                 int(standing == "failed"),
             )
-        if standing == "failed" and before != standing:
+        if "failed" in (before, standing) and before != standing:
+            failed_by = reason if standing == "failed" else failed_by
             await db.execute(
                 """
-                INSERT INTO failures VALUES ($1, 3, $2, 1)
+                INSERT INTO failures VALUES ($1, 3, $2, $3)
                 ON CONFLICT (mailing_id, slot, reason) DO UPDATE SET n = failures.n + excluded.n
                 """,
                 mailing_id,
-                reason,
+                failed_by,
+                1 if standing == "failed" else -1,
             )
         before = standing
 

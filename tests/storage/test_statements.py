@@ -10,7 +10,7 @@ import asyncpg
 
 from notifier import storage
 from notifier.models import Filter
-from notifier.storage import audience, clients, mailings, queue
+from notifier.storage import audience, audit, clients, mailings, queue
 from notifier.storage.database import Pool
 from tests.storage.scenes import ME, insert_clients, insert_mailing
 
@@ -85,10 +85,13 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
     await clients.get(db, client_id)
     await clients.page(db, phone=None, operator_code=None, tag=None, timezone=None, before=None, limit=5)
     await clients.page(db, phone=1, operator_code="916", tag="vip", timezone="UTC", before=9, limit=5)
+    await db.execute("UPDATE mailings SET over_at = now()")  # a breach: whose ids are asked for too
+    assert "mailings_over" in [finding.name async for finding in audit.run(db) if finding.breach]
 
     assert {name for module in MODULES for name in composers(module)} == {
         "audience.count",
         "audience.plan_slice",
+        "audit._finding",
         "queue.claim",
         "mailings.get",
         "mailings.page",

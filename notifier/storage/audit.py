@@ -1,0 +1,410 @@
+"""The audit: what must be true of the whole database in every snapshot, whatever was done to it before.
+
+Only what holds after any legal history is asked. When a request was started is not compared with a mailing's times and
+hours: those may have been edited since, and a clock may have been set back. Of a deleted mailing, whose rows are being
+purged piece by piece, only what holds between two pieces is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from notifier.models import MAX_IN_DOUBT
+from notifier.storage.database import Connection, Db, transaction
+
+SHOWN = 10
+"""Ids that a finding names at most."""
+PATIENCE = 86_400.0
+"""Seconds that one check may take: a day, since there is no "for ever" in asyncpg."""
+
+
+class Check(NamedTuple):
+    """A rule; ``sql`` returns (id, broken) for everything that it looks at, NULL for ``broken`` is a breach too."""
+
+    name: str
+    sql: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found: ``count`` things looked at, or where ``ids`` names some (at most `SHOWN`), ids in breach."""
+
+    name: str
+    count: int
+    ids: list[int]
+
+    @property
+    def breach(self) -> bool:
+        """Whether the rule is broken."""
+        return bool(self.ids)
+
+    def __str__(self) -> str:
+        """The line of `server.py audit`."""
+        if not self.breach:
+            return f"ok {self.name} {self.count}"
+        more = ["…"] if self.count > len(self.ids) else []
+        return " ".join(["BREACH", self.name, str(self.count), *map(str, self.ids), *more])
+
+
+async def run(db: Db) -> AsyncGenerator[Finding, None]:
+    """Make all `CHECKS` in their order, in one snapshot; each finding comes as soon as it is made.
+
+    The server does the counting, so memory here does not grow with the database. Nothing is locked; while it runs the
+    snapshot keeps VACUUM from what has died since. ``db`` must not be in a transaction; who may stop before the last
+    finding closes the generator (``contextlib.aclosing``).
+    """
+    async with transaction(db, snapshot=True) as connection:
+        await connection.execute("SET LOCAL statement_timeout = 0")
+        # Sorts and hash tables of millions of rows; and one core, the others are for those who send.
+        await connection.execute("SET LOCAL work_mem = '32MB'")
+        await connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
+        for check in CHECKS:
+            yield await _finding(connection, check)
+
+
+async def _finding(connection: Connection, check: Check) -> Finding:
+    row = await connection.fetchrow(
+        f"""
+        SELECT count(*) AS looked_at, count(DISTINCT id) FILTER (WHERE broken IS NOT FALSE) AS breaches
+        FROM ({check.sql}) looked_at
+        """,
+        timeout=PATIENCE,
+    )
+    assert row is not None
+    if not row["breaches"]:
+        return Finding(check.name, row["looked_at"], [])
+    ids = await connection.fetch(
+        f"SELECT DISTINCT id FROM ({check.sql}) looked_at WHERE broken IS NOT FALSE ORDER BY id LIMIT {SHOWN}",
+        timeout=PATIENCE,
+    )
+    return Finding(check.name, row["breaches"], [row["id"] for row in ids])
+
+
+# The last row of every message that has one. In the order of the primary key, so that nothing need be sorted.
+_LAST = """
+    SELECT DISTINCT ON (message_id) message_id, mailing_id, seq, standing
+    FROM attempts ORDER BY message_id DESC, seq DESC
+"""
+
+# Every message of every batch.
+_QUEUED = """
+    SELECT b.mailing_id, b.seq, b.standing, e.message_id
+    FROM batches b
+    CROSS JOIN LATERAL unnest(coalesce(b.ids, ARRAY(SELECT generate_series(b.first_id, b.last_id)))) e (message_id)
+"""
+
+# ---- mailings (ids of mailings) -----------------------------------------------------------------------------------
+
+_MAILINGS = (
+    # Over are those that say when, and only those; what is deleted is over.
+    Check(
+        "mailings_over",
+        """
+        SELECT id, (status IN ('finished', 'cancelled')) <> (over_at IS NOT NULL)
+                   OR (deleted_at IS NOT NULL AND over_at IS NULL) AS broken
+        FROM mailings
+        """,
+    ),
+    # Whoever is to be chosen is known once it runs, not before; without that nobody is chosen.
+    Check(
+        "mailings_begun",
+        """
+        SELECT id, CASE WHEN horizon IS NULL THEN status = 'running' OR planned OR audience <> 0 OR cursor <> 0
+                        ELSE status IN ('draft', 'scheduled') OR cursor > horizon END AS broken
+        FROM mailings
+        """,
+    ),
+    # Completed: everybody is chosen, and nothing is to be done but what a late truth put back after the end.
+    Check(
+        "mailings_completed",
+        """
+        SELECT m.id, NOT m.planned OR EXISTS (
+                   SELECT FROM batches b WHERE b.mailing_id = m.id AND NOT EXISTS (
+                       SELECT FROM attempts a
+                       WHERE a.message_id = b.first_id AND a.seq = b.seq - 1 AND a.reason = 'late'
+                   )
+               ) AS broken
+        FROM mailings m WHERE m.status = 'finished' AND m.status_reason = 'completed'
+        """,
+    ),
+    # Every version of a text is kept, from the first to the present one.
+    Check(
+        "texts_kept",
+        """
+        SELECT m.id, min(t.version) IS DISTINCT FROM 1 OR max(t.version) <> m.text_version
+                     OR count(t.version) <> m.text_version AS broken
+        FROM mailings m LEFT JOIN mailing_texts t ON t.mailing_id = m.id GROUP BY m.id
+        """,
+    ),
+    # Nothing stays behind of a mailing that is gone (its messages: slices_complete).
+    Check(
+        "no_orphans",
+        """
+        SELECT o.mailing_id AS id, m.id IS NULL AS broken
+        FROM (
+            SELECT mailing_id FROM slices UNION SELECT mailing_id FROM batches UNION SELECT mailing_id FROM counters
+            UNION SELECT mailing_id FROM failures UNION SELECT mailing_id FROM series
+        ) o LEFT JOIN mailings m ON m.id = o.mailing_id
+        """,
+    ),
+)
+
+# ---- recipients (ids of mailings) ---------------------------------------------------------------------------------
+
+_RECIPIENTS = (
+    Check(
+        "audience",
+        """
+        SELECT m.id, m.audience <> coalesce(g.n, 0) AS broken
+        FROM mailings m LEFT JOIN (SELECT mailing_id, count(*) AS n FROM messages GROUP BY 1) g ON g.mailing_id = m.id
+        WHERE m.deleted_at IS NULL
+        """,
+    ),
+    # With slices_filled: every message lies in a slice. A join by ranges would look at each pair of the two.
+    Check(
+        "slices_complete",
+        """
+        SELECT mailing_id AS id, s.n IS DISTINCT FROM g.n AS broken
+        FROM (SELECT mailing_id, sum(last_id - first_id + 1) AS n FROM slices GROUP BY 1) s
+        FULL JOIN (SELECT mailing_id, count(*) AS n FROM messages GROUP BY 1) g USING (mailing_id)
+        """,
+    ),
+    Check(
+        "slices_filled",
+        """
+        SELECT s.mailing_id AS id, s.last_id - s.first_id + 1 <> (
+                   SELECT count(*) FROM messages g
+                   WHERE g.id BETWEEN s.first_id AND s.last_id AND g.mailing_id = s.mailing_id
+               ) AS broken
+        FROM slices s
+        """,
+    ),
+    Check(
+        "slices_apart",
+        """
+        SELECT mailing_id AS id, last_id < first_id OR first_id <= coalesce(max(last_id) OVER (
+                   ORDER BY first_id, last_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+               ), first_id - 1) AS broken
+        FROM slices
+        """,
+    ),
+    # No id that was given is given again (ids of messages: the highest).
+    Check(
+        "message_ids",
+        """
+        SELECT g.id, g.id >= (SELECT next FROM message_ids) AS broken
+        FROM (SELECT max(id) AS id FROM messages) g WHERE g.id IS NOT NULL
+        """,
+    ),
+)
+
+# ---- the ledger (ids of messages) ---------------------------------------------------------------------------------
+
+_LEDGER = (
+    Check(
+        "ledger_dense",
+        """
+        SELECT message_id AS id, min(seq) <> 1 OR max(seq) <> count(*) AS broken FROM attempts GROUP BY message_id
+        """,
+    ),
+    # Each row is of a message that is there, and of its mailing.
+    Check(
+        "ledger_messages",
+        """
+        SELECT a.message_id AS id, g.mailing_id IS DISTINCT FROM a.mailing_id AS broken
+        FROM attempts a LEFT JOIN messages g ON g.id = a.message_id
+        """,
+    ),
+    # Accepted is sent (or unknown, where it could not be recorded so: delivery/recorder.py); only an acceptance or an
+    # operator's word makes sent; sent is never taken back; nothing but these two overrules what failed or was
+    # suppressed; nothing waits again that was tried.
+    Check(
+        "ledger_steps",
+        """
+        SELECT message_id AS id,
+               (outcome = 'accepted' AND standing NOT IN ('sent', 'delivered', 'undelivered')
+                   AND NOT (standing = 'unknown' AND coalesce(reason IN ('unrecordable', 'late'), false)))
+               OR (standing = 'sent' AND before <> 'sent' AND outcome NOT IN ('accepted', 'resolved'))
+               OR (before IN ('sent', 'delivered', 'undelivered')
+                   AND standing NOT IN ('sent', 'delivered', 'undelivered'))
+               OR (before IN ('failed', 'suppressed') AND standing NOT IN (before, 'sent') AND outcome <> 'resolved')
+               OR (standing = 'waiting' AND before <> 'waiting') AS broken
+        FROM (
+            SELECT message_id, outcome, standing, reason,
+                   coalesce(lag(standing) OVER (PARTITION BY message_id ORDER BY seq), 'waiting') AS before
+            FROM attempts
+        ) step
+        """,
+    ),
+    # Promise 5. The late row of a request that was interrupted is its second row; each word of an operator may let one
+    # more request go.
+    Check(
+        "in_doubt",
+        f"""
+        SELECT message_id AS id,
+               count(*) FILTER (WHERE outcome = 'unknown') + greatest(0,
+                   count(*) FILTER (WHERE outcome = 'interrupted') - count(*) FILTER (WHERE reason = 'late'))
+               > {MAX_IN_DOUBT} + count(*) FILTER (WHERE outcome = 'resolved') AS broken
+        FROM attempts WHERE outcome IN ('unknown', 'interrupted', 'resolved') OR reason = 'late' GROUP BY message_id
+        """,
+    ),
+    # What was sent can be read: its version of the text is there.
+    Check(
+        "ledger_texts",
+        """
+        SELECT a.message_id AS id, t.version IS NULL AS broken
+        FROM attempts a
+        LEFT JOIN mailing_texts t ON t.mailing_id = a.mailing_id AND t.version = a.text_version
+        WHERE a.text_version IS NOT NULL
+        """,
+    ),
+)
+
+# ---- the books: kept numbers are the counted ones (ids of mailings) -----------------------------------------------
+
+_BOOKS = (
+    Check(
+        "counters",
+        f"""
+        SELECT mailing_id AS id, coalesce(kept.n, 0) <> coalesce(counted.n, 0) AS broken
+        FROM (SELECT mailing_id, standing, sum(n) AS n FROM counters GROUP BY 1, 2) kept
+        FULL JOIN (
+            SELECT mailing_id, standing, count(*) AS n FROM ({_LAST}) last WHERE standing <> 'waiting' GROUP BY 1, 2
+        ) counted USING (mailing_id, standing)
+        JOIN mailings m ON m.id = mailing_id AND m.deleted_at IS NULL
+        """,
+    ),
+    # The reason is that of the row that made it fail: rows after it that leave it failed say something else.
+    Check(
+        "failures",
+        """
+        SELECT mailing_id AS id, coalesce(kept.n, 0) <> coalesce(counted.n, 0) AS broken
+        FROM (SELECT mailing_id, reason, sum(n) AS n FROM failures GROUP BY 1, 2) kept
+        FULL JOIN (
+            SELECT mailing_id, coalesce(reason, 'unknown') AS reason, count(*) AS n
+            FROM attempts a
+            WHERE standing = 'failed'
+              AND NOT EXISTS (
+                  SELECT FROM attempts b
+                  WHERE b.message_id = a.message_id AND b.seq = a.seq - 1 AND b.standing = 'failed'
+              )
+              AND NOT EXISTS (
+                  SELECT FROM attempts b
+                  WHERE b.message_id = a.message_id AND b.seq > a.seq AND b.standing <> 'failed'
+              )
+            GROUP BY 1, 2
+        ) counted USING (mailing_id, reason)
+        JOIN mailings m ON m.id = mailing_id AND m.deleted_at IS NULL
+        """,
+    ),
+    # A step to sent or failed is plotted once, and stays.
+    Check(
+        "series",
+        """
+        SELECT mailing_id AS id, (coalesce(kept.sent, 0), coalesce(kept.failed, 0))
+                                 <> (coalesce(counted.sent, 0), coalesce(counted.failed, 0)) AS broken
+        FROM (SELECT mailing_id, sum(sent) AS sent, sum(failed) AS failed FROM series GROUP BY 1) kept
+        FULL JOIN (
+            SELECT mailing_id, count(*) FILTER (WHERE standing = 'sent') AS sent,
+                   count(*) FILTER (WHERE standing = 'failed') AS failed
+            FROM (
+                SELECT mailing_id, standing, lag(standing) OVER (PARTITION BY message_id ORDER BY seq) AS before
+                FROM attempts
+            ) step
+            WHERE standing IN ('sent', 'failed') AND standing IS DISTINCT FROM before
+            GROUP BY 1
+        ) counted USING (mailing_id)
+        JOIN mailings m ON m.id = mailing_id AND m.deleted_at IS NULL
+        """,
+    ),
+    # As storage/statistics.py puts them together: their sum is the audience by construction, so none is negative.
+    Check(
+        "statistics",
+        """
+        SELECT id, bool_or(n < 0) AS broken
+        FROM (
+            SELECT id, standing, sum(n) AS n
+            FROM (
+                SELECT id, 'waiting'::standing AS standing, audience AS n FROM mailings
+                UNION ALL SELECT mailing_id, 'waiting', -n FROM counters
+                UNION ALL SELECT mailing_id, standing, n FROM counters
+                UNION ALL SELECT mailing_id, standing, done - mark FROM batches WHERE owner IS NOT NULL
+            ) d GROUP BY 1, 2
+        ) shown GROUP BY id
+        """,
+    ),
+)
+
+# ---- the queue ----------------------------------------------------------------------------------------------------
+
+_QUEUE = (
+    # A list is sorted, names nobody twice, and its bounds are right (ids of batches).
+    Check(
+        "batches_sorted",
+        """
+        SELECT id, ids <> ARRAY(SELECT DISTINCT e FROM unnest(ids) e ORDER BY 1)
+                   OR first_id <> ids[1] OR last_id <> ids[size] AS broken
+        FROM batches WHERE ids IS NOT NULL
+        """,
+    ),
+    # Whoever stands in a batch is a message of its mailing (ids of batches). While a mailing is purged its batches are
+    # the last to go.
+    Check(
+        "batches_messages",
+        """
+        SELECT b.id, b.size <> CASE WHEN b.ids IS NULL
+                   THEN (SELECT count(*) FROM messages g
+                         WHERE g.id BETWEEN b.first_id AND b.last_id AND g.mailing_id = b.mailing_id)
+                   ELSE (SELECT count(*) FROM messages g WHERE g.id = ANY (b.ids) AND g.mailing_id = b.mailing_id)
+               END AS broken
+        FROM batches b JOIN mailings m ON m.id = b.mailing_id AND m.deleted_at IS NULL
+        """,
+    ),
+    # What is done are the rows of those under the mark (ids of batches; only owned ones have a mark).
+    Check(
+        "batches_done",
+        """
+        SELECT b.id, b.done <> (
+                   SELECT count(*)
+                   FROM unnest(coalesce(b.ids, ARRAY(SELECT generate_series(b.first_id, b.last_id))))
+                       WITH ORDINALITY e (message_id, position)
+                   JOIN attempts a ON a.message_id = e.message_id AND a.seq = b.seq
+                   WHERE e.position <= b.mark
+               ) AS broken
+        FROM batches b WHERE b.owner IS NOT NULL
+        """,
+    ),
+    # Nobody is to write the same row twice (ids of messages).
+    Check(
+        "queued_once",
+        f"SELECT message_id AS id, count(*) > 1 AS broken FROM ({_QUEUED}) queued GROUP BY message_id, seq",
+    ),
+    # Whose row is not there yet writes the number after the last, and stands where its batch says; so none that is
+    # final is sent again (ids of messages).
+    Check(
+        "queued_next",
+        f"""
+        SELECT message_id AS id, q.seq <> coalesce(l.seq, 0) + 1 OR q.standing <> coalesce(l.standing, 'waiting')
+                                 OR q.standing NOT IN ('waiting', 'retrying', 'doubtful') AS broken
+        FROM ({_QUEUED}) q LEFT JOIN ({_LAST}) l USING (message_id)
+        JOIN mailings m ON m.id = q.mailing_id AND m.deleted_at IS NULL
+        WHERE q.seq > coalesce(l.seq, 0)
+        """,
+    ),
+    # Nothing is lost: whoever is not final stands in a batch that writes the next row (ids of messages).
+    Check(
+        "queued_all",
+        f"""
+        SELECT g.id, q.message_id IS NULL AS broken
+        FROM messages g
+        LEFT JOIN ({_LAST}) l ON l.message_id = g.id
+        LEFT JOIN ({_QUEUED}) q
+            ON q.message_id = g.id AND q.mailing_id = g.mailing_id AND q.seq = coalesce(l.seq, 0) + 1
+        WHERE coalesce(l.standing, 'waiting') IN ('waiting', 'retrying', 'doubtful')
+        """,
+    ),
+)
+
+CHECKS: tuple[Check, ...] = (*_MAILINGS, *_RECIPIENTS, *_LEDGER, *_BOOKS, *_QUEUE)
