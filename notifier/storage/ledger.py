@@ -13,7 +13,7 @@ from typing import Literal
 import asyncpg
 
 from notifier.errors import Conflict, NotFound
-from notifier.models import OPEN_STANDINGS, OVER, MailingStatus, Outcome, Reason, Standing
+from notifier.models import IN_DOUBT, MAX_IN_DOUBT, OPEN_STANDINGS, OVER, MailingStatus, Outcome, Reason, Standing
 from notifier.storage.database import Db, transaction
 from notifier.storage.mailings import CHANNEL
 from notifier.storage.queue import Result
@@ -86,6 +86,8 @@ async def append_late(db: Db, replica: int, result: Result) -> bool:
                 if await _written(conn, replica, result):
                     return True
                 standing = standing_after(head.standing, result.standing, doubts=head.doubts)
+                if standing is Standing.DOUBTFUL and result.outcome in IN_DOUBT and head.given_up:
+                    standing = Standing.UNKNOWN  # its owner did not know of the requests that others made meanwhile
                 await _write(
                     conn,
                     head,
@@ -163,6 +165,8 @@ class _Head:
         self.doubts: int = last["doubts"]
         self.batch_id: int | None = batch["id"] if batch else None
         self.marked: bool = bool(batch and batch["marked"])
+        # Whether one more doubt, told late, is one too many; what is under way counts as one.
+        self.given_up: bool = last["requests"] + self.marked >= MAX_IN_DOUBT
 
 
 async def _lock(conn: Db, message_id: int) -> _Head | None:
@@ -193,7 +197,12 @@ async def _last(conn: Db, message_id: int) -> asyncpg.Record | None:
         """
         SELECT coalesce(max(a.seq), 0) AS seq,
                coalesce((array_agg(a.standing ORDER BY a.seq DESC))[1], 'waiting') AS standing,
-               count(*) FILTER (WHERE a.outcome IN ('unknown', 'interrupted')) AS doubts
+               count(*) FILTER (WHERE a.outcome IN ('unknown', 'interrupted')) AS doubts,
+               -- in doubt with one that is told late now, less those that an operator let go: a late row is the second
+               -- one of a request that was interrupted
+               1 + count(*) FILTER (WHERE a.outcome = 'unknown') - count(*) FILTER (WHERE a.outcome = 'resolved')
+                   + greatest(0, count(*) FILTER (WHERE a.outcome = 'interrupted')
+                                 - count(*) FILTER (WHERE a.reason = 'late') - 1) AS requests
         FROM messages g LEFT JOIN attempts a ON a.message_id = g.id WHERE g.id = $1 GROUP BY g.id
         """,
         message_id,

@@ -12,7 +12,7 @@ import pytest
 
 from notifier.errors import Conflict, NotFound
 from notifier.models import OPEN_STANDINGS, Standing
-from notifier.storage import ledger, mailings, queue
+from notifier.storage import audit, ledger, mailings, queue
 from notifier.storage.database import Connection, Db, Pool
 from tests.storage.scenes import (
     AT,
@@ -104,6 +104,34 @@ async def test_a_late_result_is_the_next_row_and_decides_as_far_as_it_may(db: Po
             [([message_id], after, LATER)] if after in OPEN_STANDINGS else []
         )
         assert not await books(db)
+
+
+async def test_a_late_doubt_does_not_let_a_fourth_request_go(db: Pool) -> None:
+    """Three requests are in doubt; that the first had no clear answer either, as its owner says late, changes nothing.
+
+    Nor does it while a third is under way: that one is taken to be in doubt too.
+    """
+    rows = [*PASTS["doubtful twice"][0], ("unknown", "unknown", "reset")]
+    mailing_id = await insert_mailing(db)
+    message_id, last = await insert_messages(db, mailing_id, 2)
+    await insert_ledger(db, mailing_id, message_id, *rows)
+    await insert_batch(db, mailing_id, [last], due_in=60)
+    late = result(0, message_id, "unknown", "doubtful", reason="reset", due_at=LATER)
+    assert await ledger.append_late(db, PEER, late)
+    assert (await ledger_of(db, message_id))[-1] == (4, "unknown", "unknown", "late")
+    assert len(await batches_of(db, mailing_id)) == 1
+
+    mailing_id, message_id = await stands(db, "doubtful twice")
+    await record_one(db, report(await claim_one(db), 1))
+    assert await ledger.append_late(db, PEER, late._replace(message_id=message_id))
+    assert (await ledger_of(db, message_id))[-1] == (3, "unknown", "unknown", "late")
+    assert [row["seq"] for row in await batches_of(db, mailing_id)] == [1, 3]
+    assert not await books(db)
+    # the third was not sent after all: so one more may go
+    not_sent = result(0, message_id, "unavailable", "doubtful", reason="dns", due_at=LATER)
+    assert await ledger.append_late(db, ME, not_sent)
+    assert [row["seq"] for row in await batches_of(db, mailing_id)] == [1, 3, 5]
+    assert not [finding async for finding in audit.run(db) if finding.breach]
 
 
 async def test_a_late_row_written_before_its_acknowledgement_was_lost_is_not_written_again(db: Pool) -> None:
