@@ -469,9 +469,9 @@ class Sender:
     async def _run(self) -> None:
         """Send one message after the other, as long as there is one that may start."""
         self._starting -= 1
-        while job := self._next(time.monotonic()):
+        while job := self._next(looked := time.monotonic()):
             try:
-                await self._attempt(job)
+                await self._attempt(job, looked)
             finally:
                 self.inflight -= 1
             if not self._told_dry and self.runs_dry():
@@ -479,11 +479,11 @@ class Sender:
                 self.wake_recorder()
                 self.wake_feed()
 
-    async def _attempt(self, job: Job) -> None:
+    async def _attempt(self, job: Job, started: float) -> None:
+        """Send one message; ``started`` is when the last look was, so that the books say what was judged."""
         work, message, _, _ = job
         view = work.view
         probe, self._probe = job is self._probe, None if job is self._probe else self._probe
-        started = time.monotonic()
         started_at = datetime.fromtimestamp(self._clock.latest(started), UTC)
         text_version = view.text_version
         try:

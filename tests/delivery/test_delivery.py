@@ -687,6 +687,25 @@ async def test_nothing_starts_before_its_mark_is_committed(world: World, monkeyp
     await world.until(mailing, sent=50)
 
 
+async def test_the_books_say_when_the_last_look_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a clock read once more says that what was allowed in the last moment started after the end
+    may_start = limits.Limits.may_start
+    looks: list[datetime] = []
+
+    def may_start_slowly(self: Any, now: float) -> bool:
+        looks.append(datetime.fromtimestamp(self._clock.latest(now), UTC))
+        while monotonic() < now + 0.001:
+            pass
+        return may_start(self, now)
+
+    monkeypatch.setattr(limits.Limits, "may_start", may_start_slowly)
+    await world.clients(1)
+    await world.replica()
+    mailing = await world.mailing()
+    await world.until(mailing, sent=1)
+    assert await world.db.fetchval("SELECT started_at FROM attempts") in looks
+
+
 @pytest.mark.parametrize("closed", ["window", "end"])
 async def test_a_last_look_before_each_start(world: World, closed: str) -> None:
     # marked and lined up, and then the window closes, or the mailing ends, before a connection is free
