@@ -105,7 +105,9 @@ class Recorder:
     async def _append_late(self) -> None:
         keys = [(result.message_id, seq, result.started_at) for seq, result in self._late]
         mine = await ledger.mine(self._db, self._replica, keys)
-        self._late = [(seq, r) for seq, r in self._late if r.message_id not in mine and r.outcome not in BOOKS]
+        self._late = [
+            late for late, key in zip(self._late, keys, strict=True) if key not in mine and late[1].outcome not in BOOKS
+        ]
         while self._late:
             _, result = self._late[0]
             try:

@@ -22,7 +22,7 @@ from notifier.storage.queue import Result
 RACES = 20
 
 
-async def mine(db: Db, replica: int, keys: Sequence[tuple[int, int, datetime]]) -> set[int]:
+async def mine(db: Db, replica: int, keys: Sequence[tuple[int, int, datetime]]) -> set[tuple[int, int, datetime]]:
     """Which of the (message, seq, started_at) this replica has written already.
 
     It is how a commit is noticed whose acknowledgement was lost.
@@ -31,13 +31,14 @@ async def mine(db: Db, replica: int, keys: Sequence[tuple[int, int, datetime]]) 
         return set()
     rows = await db.fetch(
         """
-        SELECT a.message_id FROM unnest($2::bigint[], $3::smallint[], $4::timestamptz[]) k (id, seq, at)
+        SELECT a.message_id, a.seq, a.started_at
+        FROM unnest($2::bigint[], $3::smallint[], $4::timestamptz[]) k (id, seq, at)
         JOIN attempts a ON a.message_id = k.id AND a.seq = k.seq AND a.started_at = k.at AND a.replica = $1
         """,
         replica,
         *(list(column) for column in zip(*keys, strict=True)),
     )
-    return {row["message_id"] for row in rows}
+    return {(row["message_id"], row["seq"], row["started_at"]) for row in rows}
 
 
 def standing_after(last: Standing, new: Standing, *, doubts: int) -> Standing:
@@ -86,8 +87,9 @@ async def append_late(db: Db, replica: int, result: Result) -> bool:
                 if await _written(conn, replica, result):
                     return True
                 standing = standing_after(head.standing, result.standing, doubts=head.doubts)
-                if standing is Standing.DOUBTFUL and result.outcome in IN_DOUBT and head.given_up:
-                    standing = Standing.UNKNOWN  # its owner did not know of the requests that others made meanwhile
+                final = head.given_up or head.standing is Standing.UNKNOWN
+                if standing is Standing.DOUBTFUL and result.outcome in IN_DOUBT and final:
+                    standing = Standing.UNKNOWN  # its owner did not know what others did meanwhile
                 await _write(
                     conn,
                     head,

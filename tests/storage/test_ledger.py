@@ -64,7 +64,9 @@ KEPT = {
     **{past: {late: past for late in LATE if late != "sent"} for past in ("failed", "suppressed")},
     # one doubt is settled, the other is not
     "doubtful twice": {"retrying": "doubtful"},
-    "unknown twice": {"retrying": "doubtful"},
+    # one doubt more never overrules unknown
+    "unknown": {"doubtful": "unknown"},
+    "unknown twice": {"retrying": "doubtful", "doubtful": "unknown"},
 }
 
 
@@ -390,9 +392,10 @@ async def test_mine_are_the_rows_this_replica_wrote_for_this_start(db: Pool) -> 
     _, ids, batch = await marked(db, 3, mark=3)
     await record_one(db, report(batch), result(batch, ids[0]), result(batch, ids[1]))
     keys = [(id_, 1, AT) for id_ in ids]
-    assert await ledger.mine(db, ME, keys) == set(ids[:2])
+    assert await ledger.mine(db, ME, keys) == set(keys[:2])
     assert await ledger.mine(db, PEER, keys) == set()
     assert await ledger.mine(db, ME, [(ids[0], 2, AT), (ids[1], 1, LATER)]) == set()
+    assert await ledger.mine(db, ME, [(ids[0], 1, AT), (ids[0], 1, LATER)]) == {(ids[0], 1, AT)}
     assert await ledger.mine(db, ME, []) == set()
 
 

@@ -639,7 +639,7 @@ async def test_the_same_record_again_changes_nothing(db: Pool) -> None:
     assert before == after
     assert not await books(db)
     keys = [(id_, 1, AT) for id_ in ids]
-    assert await ledger.mine(db, ME, keys) == set(ids[:3])
+    assert await ledger.mine(db, ME, keys) == set(keys[:3])
 
 
 async def test_the_same_release_again_changes_nothing(db: Pool) -> None:
