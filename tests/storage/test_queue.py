@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
-import random
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 
-from notifier.errors import Conflict
 from notifier.models import MailingStatus, Standing
-from notifier.storage import audit, ledger, mailings, queue, statistics
+from notifier.storage import ledger, mailings, queue, statistics
 from notifier.storage.database import Db, Pool, transaction
 from notifier.storage.queue import Report
 from tests.storage.scenes import (
@@ -1074,140 +1070,3 @@ async def test_counters_are_locked_in_one_order_too(db: Pool) -> None:
         assert (await record).written == 1
         assert await append
     assert not await books(db)
-
-
-# ---- everything at random -----------------------------------------------------------------------------------------
-
-
-class _Walk:
-    """Two replicas who do at random whatever the verbs allow; what each believes of its batches may be out of date."""
-
-    def __init__(self, db: Pool, seed: int, ids: list[int]) -> None:
-        self.db = db
-        self.random = random.Random(seed)
-        self.ids = ids
-        self.held: list[tuple[int, queue.Claimed]] = []  # (replica, batch), with its mark as last heard
-        self.unheard: set[int] = set()
-        self.releasing: set[int] = set()
-
-    async def step(self) -> str:
-        verb = self.random.choice([self.claim, self.record, self.record, self.record, self.late, self.word, self.adopt])
-        if verb == self.record and not self.held:
-            verb = self.claim
-        await verb()
-        return verb.__name__
-
-    async def claim(self) -> None:
-        replica = self.random.choice([ME, PEER])
-        retries = self.random.random() < 0.5
-        self.held += [(replica, batch) for batch in await queue.claim(self.db, replica, after=0, retries=retries)]
-
-    def ending(self, batch: queue.Claimed, message_id: int) -> queue.Result:
-        standing = self.random.choice(["sent", "failed", "retrying", "doubtful", "unknown"])
-        outcome = {"sent": "accepted", "failed": "rejected", "retrying": "unavailable"}.get(standing, "unknown")
-        goes_on = standing in ("retrying", "doubtful")
-        at = AT + timedelta(microseconds=self.random.randrange(10**9))
-        return result(
-            batch, message_id, outcome, standing, reason="reset", due_at=soon(-1) if goes_on else None, started_at=at
-        )
-
-    async def record(self) -> None:
-        """Results for some of those under the mark, and a wish: more, or to give the rest back, or a sorting again."""
-        place = self.random.randrange(len(self.held))
-        replica, batch = self.held[place]
-        loaded = await queue.load(self.db, batch.ids, [batch.seq] * len(batch.ids))
-        rest = list(batch.ids[batch.mark :])
-        if rest and batch.id not in self.unheard and self.random.random() < 0.2:
-            away = [m.id for m in loaded[batch.mark :] if not m.recorded and self.random.random() < 0.5]
-            keep = [id_ for id_ in batch.ids if id_ not in away]
-            if not await queue.sort_again(self.db, batch, keep, [(id_, soon(-1)) for id_ in away]) or not keep:
-                del self.held[place]
-            else:
-                self.held[place] = replica, replace(batch, ids=keep)
-            return
-        results = [self.ending(batch, m.id) for m in loaded[: batch.mark] if self.random.random() < 0.6]
-        release = batch.id in self.releasing or self.random.random() < 0.2
-        if release:
-            self.releasing.add(batch.id)  # for good, as its tail is gone
-        mark = self.random.randint(batch.mark, len(batch.ids))
-        skipped = sum(m.recorded for m in loaded[batch.mark : mark])
-        recorded = await record_one(
-            self.db, report(batch, mark, skipped=skipped, release=release), *results, replica=replica
-        )
-        if self.random.random() < 0.3:  # the acknowledgement was lost: what was asked for may have been granted
-            self.unheard.add(batch.id)
-            return
-        self.unheard.discard(batch.id)
-        if not recorded.owned or recorded.finished:
-            del self.held[place]
-        else:
-            ids = batch.ids[: recorded.mark] if release else batch.ids
-            self.held[place] = replica, replace(batch, mark=recorded.mark, late=recorded.late, ids=ids)
-
-    async def late(self) -> None:
-        at = AT + timedelta(microseconds=self.random.randrange(10**9))
-        late = self.ending(self.held[0][1], 0) if self.held else result(0, 0)
-        await ledger.append_late(self.db, PEER, late._replace(message_id=self.random.choice(self.ids), started_at=at))
-
-    async def word(self) -> None:
-        decision: Any = self.random.choice(["sent", "failed", "again"])
-        for message_id in self.random.sample(self.ids, 3):
-            with contextlib.suppress(Conflict):
-                await ledger.resolve(self.db, message_id, decision)
-        for mailing_id in await db_ids(self.db):
-            with contextlib.suppress(Conflict):
-                await mailings.act(self.db, mailing_id, self.random.choice(["pause", "resume", "resume"]))
-
-    async def adopt(self) -> None:
-        """Everybody is dead to whoever takes over, and does not hear of it."""
-        if self.random.random() < 0.7:
-            return
-        for adopted in await adopt_all(self.db, PEER):
-            loaded = await queue.load(self.db, adopted.ids[: adopted.mark], [adopted.seq] * adopted.mark)
-            results = [
-                result(adopted, m.id, "interrupted", "doubtful", reason="interrupted", due_at=soon(-1))
-                for m in loaded
-                if not m.recorded
-            ]
-            await record_one(self.db, report(adopted, release=True), *results, replica=PEER)
-
-
-async def _breaches(db: Db) -> set[str]:
-    """What the audit finds; a walk knows no limit of requests in doubt."""
-    return {finding.name async for finding in audit.run(db) if finding.breach}
-
-
-async def db_ids(db: Db) -> list[int]:
-    return [row["id"] for row in await db.fetch("SELECT id FROM mailings ORDER BY id")]
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_whatever_is_done_in_whatever_order_the_books_balance(db: Pool, seed: int) -> None:
-    """And in the end, when the dead are taken over and every message was answered, nothing is left."""
-    _, ids = await running(db, 7, 4)
-    _, more = await running(db, 5)
-    walk = _Walk(db, seed, ids + more)
-    for n in range(120):
-        did = await walk.step()
-        assert not await books(db), f"step {n}: {did}"
-    assert await _breaches(db) <= {"in_doubt"}
-
-    for mailing_id in await db_ids(db):
-        with contextlib.suppress(Conflict):
-            await mailings.act(db, mailing_id, "resume")
-    for adopted in await adopt_all(db, PEER):
-        loaded = await queue.load(db, adopted.ids[: adopted.mark], [adopted.seq] * adopted.mark)
-        results = [result(adopted, m.id) for m in loaded if not m.recorded]
-        await record_one(db, report(adopted, release=True), *results, replica=PEER)
-    while claimed := await queue.claim(db, ME, after=0, limit=8):
-        for batch in claimed:
-            loaded = await queue.load(db, batch.ids, [batch.seq] * len(batch.ids))
-            open_ = [m.id for m in loaded if not m.recorded]
-            await record_one(db, report(batch, len(batch.ids), skipped=len(loaded) - len(open_)))
-            marked_ = report(batch, old_mark=len(batch.ids))
-            await record_one(db, marked_, *(result(batch, id_) for id_ in open_))
-        assert not await books(db)
-    assert await db.fetchval("SELECT count(*) FROM batches") == 0
-    assert await _breaches(db) <= {"in_doubt"}
-    for mailing_id in await db_ids(db):
-        assert await mailings.close(db, mailing_id) or (await mailings.get(db, mailing_id)).status == "finished"
