@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 
 import notifier
 from notifier.settings import SETTINGS, Settings
+from tests.delivery.test_holes import HOLES
 
 ROOT = Path(__file__).parent.parent
 VENDOR = ROOT / "static" / "vendor"
@@ -82,3 +83,13 @@ def test_nothing_names_a_machine_or_where_packages_come_from() -> None:
             text = (ROOT / path).read_bytes().decode("utf-8", "ignore")
             found += [f"{path}: {match[0].strip()}" for match in OF_ONE_MACHINE.finditer(text)]
     assert not found
+
+
+def test_the_documentation_names_every_hole_and_every_test_that_shows_one() -> None:
+    text = text_of("docs/delivery.md")
+    assert [rule for rule, hole in HOLES.items() if f"| {rule} | `{hole.test.__name__}` |" not in text] == []
+    named = set(re.findall(r"`(test_without_\w+)`", text))
+    there = {
+        name for path in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert named - there == set()
