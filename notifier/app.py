@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -113,9 +114,18 @@ def a_database(settings: Settings) -> Iterator[str]:
             migrate(dsn)
             yield dsn
     else:
-        asyncio.run(database.wait_until_up(settings.database_url, say=log.warning))
-        migrate(settings.database_migration_url or settings.database_url)
+        asyncio.run(_up_and_migrated(settings.database_url, settings.database_migration_url or settings.database_url))
         yield settings.database_url
+
+
+async def _up_and_migrated(dsn: str, migration_dsn: str) -> None:
+    """Wait for it, and again should it go away in between: it may be in the middle of a restart."""
+
+    async def apply() -> None:
+        migrate(migration_dsn)
+
+    await database.wait_until_up(dsn, say=log.warning)
+    await database.patiently(apply, say=log.warning)
 
 
 def migrate(dsn: str) -> None:
@@ -134,7 +144,7 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
     draining = False
     async with AsyncExitStack() as stack:
         web_db = await _pool(stack, settings, dsn, "web", WEB_POOL)
-        await database.check(web_db)
+        await database.patiently(partial(database.check, web_db), say=log.warning)
         scheduler = None if settings.role == "api" else await _scheduler(stack, settings, dsn)
 
         async def ready() -> str | None:
@@ -153,7 +163,7 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
         url = f"http://{_shown(settings.host)}:{sockets[0].getsockname()[1]}"
         log.info("listening", url=url, role=settings.role, version=__version__)
         if scheduler is not None:
-            await scheduler.start()
+            await database.patiently(scheduler.start, say=log.warning)
             stack.push_async_callback(scheduler.stop, settings.shutdown_grace)
         # What lives until the end need not be looked at by every collection (it took 40 % at 512 connections).
         gc.collect()

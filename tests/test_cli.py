@@ -246,6 +246,34 @@ async def test_a_database_that_is_away_is_waited_for(place: Path, closed: str) -
         assert waiting.process.poll() is None
 
 
+@pytest.mark.parametrize("step", ["database.migrate", "database.check", "Scheduler.start"])
+async def test_a_database_that_goes_away_again_during_the_start_is_waited_for(
+    place: Path, empty_dsn: str, step: str
+) -> None:
+    # a restart between two steps of the start: the first call of the step finds the connection gone
+    interrupted = (
+        "import functools, asyncpg, psycopg\n"
+        "from notifier import app, cli\n"
+        "app.database.check = functools.partial(app.database.check, durable=False)\n"
+        f"owner, name = app.{step.split('.')[0]}, '{step.split('.')[1]}'\n"
+        "real, calls = getattr(owner, name), []\n"
+        "def once(*args):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 1:\n"
+        "        raise psycopg.OperationalError('gone') if name == 'migrate' else asyncpg.AdminShutdownError('gone')\n"
+        "    return real(*args)\n"
+        "setattr(owner, name, once)\n"
+        "cli.main(['serve'])"
+    )
+    path = str(SERVER.parent)
+    with started(place, "serve", "-c", interrupted, DATABASE_URL=empty_dsn, SECRET_KEY=KEY, PYTHONPATH=path) as one:
+        await poll_until(lambda: "the scheduler runs" in one.said(), 30)
+        assert "the database is away, waiting up to 60 s more: gone" in one.said()
+        one.process.send_signal(signal.SIGTERM)
+        assert one.process.wait(20) == 0
+        assert "Traceback" not in one.said()
+
+
 @pytest.mark.parametrize(("command", "code"), [("serve", 0), ("migrate", 1), ("audit", 2)])
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 async def test_stopped_while_the_database_is_waited_for(

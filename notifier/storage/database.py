@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import glob
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urlencode
 
 import asyncpg
@@ -19,6 +19,8 @@ from asyncpg.pool import PoolConnectionProxy
 from psycopg.conninfo import conninfo_to_dict
 
 from notifier.errors import NotifierError, Unavailable
+
+T = TypeVar("T")
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -148,19 +150,17 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.sql") if not path.name.endswith(".rollback.sql"))
 
 
-async def wait_until_up(dsn: str, *, seconds: float = 60.0, say: Callable[[str], None]) -> None:
-    """Return when the database takes connections; until then ``say`` so at once and every 5 s.
+async def patiently(step: Callable[[], Awaitable[T]], *, seconds: float = 60.0, say: Callable[[str], None]) -> T:
+    """The result of ``step``, tried again while the database is away; until then ``say`` so at once and every 5 s.
 
-    Raises ``Unavailable`` after ``seconds``, and ``NotifierError`` at once when it refuses us for good.
+    Raises ``Unavailable`` after ``seconds``.
     """
     deadline = time.monotonic() + seconds
     next_word = 0.0
     while True:
         try:
-            connection = await asyncpg.connect(dsn, timeout=5)
-        except asyncpg.ClientConfigurationError as error:
-            raise NotifierError(f"the address of the database is wrong: {error}") from error
-        except AWAY as error:
+            return await step()
+        except (*AWAY, psycopg.OperationalError) as error:
             left = deadline - time.monotonic()
             why = str(error) or type(error).__name__
             if left <= 0:
@@ -169,11 +169,25 @@ async def wait_until_up(dsn: str, *, seconds: float = 60.0, say: Callable[[str],
                 say(f"the database is away, waiting up to {left:.0f} s more: {why}")
                 next_word = time.monotonic() + 5
             await asyncio.sleep(min(0.5, left))
-        except asyncpg.PostgresError as error:
-            raise NotifierError(f"the database refuses the connection: {error}") from error
-        else:
-            await connection.close()
-            return
+
+
+async def wait_until_up(dsn: str, *, seconds: float = 60.0, say: Callable[[str], None]) -> None:
+    """Return when the database takes connections; see `patiently`.
+
+    Raises ``NotifierError`` at once when it refuses us for good.
+    """
+
+    async def connect() -> None:
+        try:
+            connection = await asyncpg.connect(dsn, timeout=5)
+        except asyncpg.ClientConfigurationError as error:
+            raise NotifierError(f"the address of the database is wrong: {error}") from error
+        await connection.close()
+
+    try:
+        await patiently(connect, seconds=seconds, say=say)
+    except asyncpg.PostgresError as error:
+        raise NotifierError(f"the database refuses the connection: {error}") from error
 
 
 async def check(db: Db, *, durable: bool = True) -> None:

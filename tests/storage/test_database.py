@@ -198,6 +198,22 @@ async def test_waiting_ends_when_the_database_comes_up(place: Path) -> None:
         await asyncio.wait_for(waiting, 10)
 
 
+@pytest.mark.parametrize("gone", [psycopg.errors.AdminShutdown("stop"), asyncpg.ConnectionDoesNotExistError("reset")])
+async def test_a_step_is_tried_again_when_the_database_goes_away_in_it(gone: Exception) -> None:
+    errors, said = [gone], []
+
+    async def step() -> str:
+        if errors:
+            raise errors.pop()
+        return "done"
+
+    assert await database.patiently(step, say=said.append) == "done"
+    assert len(said) == 1
+    errors.append(gone)
+    with pytest.raises(Unavailable, match="did not come up within 0 s"):
+        await database.patiently(step, seconds=0, say=pytest.fail)
+
+
 async def test_what_waiting_cannot_mend_is_told_at_once(server: str) -> None:
     started = time.monotonic()
     with pytest.raises(NotifierError, match="refuses"):
