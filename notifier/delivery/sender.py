@@ -25,7 +25,7 @@ from notifier.delivery import backoff, windows
 from notifier.delivery.clock import Clock
 from notifier.delivery.gateway import Answer, Gateway
 from notifier.delivery.limits import Limits
-from notifier.errors import NotFound
+from notifier.errors import NotFound, Stale
 from notifier.models import Mailing, MailingStatus, OnUnknown, Outcome, Reason, Standing
 from notifier.storage import mailings, queue
 from notifier.storage.database import Db
@@ -371,7 +371,12 @@ class Sender:
         moved = {m.id: work.view.opens(m.timezone, now) for m in self._closed(work, loaded, now)}
         keep = [*ids[: work.loaded], *(i for i in ids[work.loaded :] if i not in moved)]
         try:
-            sorted_again = await queue.sort_again(self._db, work.batch, keep, list(moved.items()))
+            sorted_again = await queue.sort_again(
+                self._db, work.batch, keep, list(moved.items()), version=work.view.version
+            )
+        except Stale:  # an edit, perhaps of the window: what is not staged is loaded again
+            await self._refresh(work.view)
+            return
         except BaseException:
             self.drop(work, lost=True)  # whether it was done is not known, and positions mean nothing without that
             raise
@@ -454,8 +459,8 @@ class Sender:
         if at >= work.view.ends_at:
             return _books(work, message.id, Outcome.NOT_STARTED, Reason.ENDED, at, work.batch.due_at)
         if not work.view.may_text(message.timezone, at):
-            due_at = work.view.opens(message.timezone, at)
-            return _books(work, message.id, Outcome.NOT_STARTED, Reason.WINDOW, at, due_at)
+            # Due at once: `_sort_again` says when, under the mailing's lock, so that no edit of the window is missed.
+            return _books(work, message.id, Outcome.NOT_STARTED, Reason.WINDOW, at, work.batch.due_at)
         # Open by the latest the database's clock may show, but not by the earliest: in a moment it is.
         open_ = work.view.may_text(message.timezone, self._clock.earliest(now))
         return START if open_ and self.limits.may_start(now) else WAIT

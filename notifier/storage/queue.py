@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
+from notifier.errors import Stale
 from notifier.models import MailingStatus, Outcome, Reason, Standing
 from notifier.storage.database import Db
 
@@ -143,18 +144,25 @@ async def load(db: Db, ids: Sequence[int], seqs: Sequence[int]) -> list[Loaded]:
     return [Loaded(*row) for row in rows]
 
 
-async def sort_again(db: Db, batch: Claimed, keep: Sequence[int], moved: Sequence[tuple[int, datetime]]) -> bool:
+async def sort_again(
+    db: Db, batch: Claimed, keep: Sequence[int], moved: Sequence[tuple[int, datetime]], *, version: int
+) -> bool:
     """Take ``moved`` ids out of an owned batch into unowned ones with their due times; False when it has changed.
 
     It has when it is not ours any more, or when its tail was released meanwhile: those ids stand elsewhere by then.
+    Raises Stale when the mailing is not of ``version`` any more, and the due times may be those of another window.
 
     ``keep`` are the ids that stay, those already loaded first and in their old order, so that a mark keeps its meaning.
     Only ids beyond the mark may be moved: they need no ledger row.
     """
-    found = await db.fetchval(
+    row = await db.fetchrow(
         """
-        WITH mine AS MATERIALIZED (
-            SELECT * FROM batches WHERE id = $1 AND owner = $2 AND size = $6 FOR UPDATE
+        WITH mailing AS MATERIALIZED (
+            -- locked: an edit of the window makes unowned batches due at once, and must not miss those added here
+            SELECT id FROM mailings WHERE id = $7 AND version = $8 FOR SHARE
+        ), mine AS MATERIALIZED (
+            SELECT b.* FROM mailing JOIN batches b ON b.mailing_id = mailing.id
+            WHERE b.id = $1 AND b.owner = $2 AND b.size = $6 FOR UPDATE OF b
         ), kept AS (
             UPDATE batches b
             SET ids = $3::bigint[], size = cardinality($3::bigint[]), first_id = ($3::bigint[])[1],
@@ -169,7 +177,7 @@ async def sort_again(db: Db, batch: Claimed, keep: Sequence[int], moved: Sequenc
             FROM mine CROSS JOIN unnest($4::bigint[], $5::timestamptz[]) m (id, due_at)
             GROUP BY mine.mailing_id, m.due_at, mine.seq, mine.standing
         )
-        SELECT count(*) FROM mine
+        SELECT EXISTS (SELECT FROM mailing) AS current, EXISTS (SELECT FROM mine) AS done
         """,
         batch.id,
         batch.owner,
@@ -177,8 +185,13 @@ async def sort_again(db: Db, batch: Claimed, keep: Sequence[int], moved: Sequenc
         [message_id for message_id, _ in moved],
         [due_at for _, due_at in moved],
         len(batch.ids),
+        batch.mailing_id,
+        version,
     )
-    return bool(found)
+    assert row is not None
+    if not row["current"]:
+        raise Stale
+    return bool(row["done"])
 
 
 class Result(NamedTuple):

@@ -531,7 +531,8 @@ class Machine(RuleBasedStateMachine):
         if not moved:
             return
         keep = [id_ for id_ in ids if id_ not in moved]
-        if not await queue.sort_again(db, hand.batch, keep, list(moved.items())):
+        version = await db.fetchval("SELECT version FROM mailings WHERE id = $1", hand.batch.mailing_id)
+        if not await queue.sort_again(db, hand.batch, keep, list(moved.items()), version=version):
             assert hand.batch.owner not in [batch.owner for batch in await queue.owned(db)]
             self.drop(hand)
         elif lost or not keep:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from datetime import timedelta
+from datetime import time, timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 
-from notifier.models import MailingStatus, Standing
+from notifier.errors import Stale
+from notifier.models import MailingStatus, Standing, Window
 from notifier.storage import ledger, mailings, queue, statistics
 from notifier.storage.database import Db, Pool, transaction
 from notifier.storage.queue import Report
@@ -357,7 +358,7 @@ async def test_ids_outside_their_window_go_into_batches_by_their_time(db: Pool) 
     soon_, later = soon(60), soon(120)
 
     assert await queue.sort_again(
-        db, batch, [ids[0], ids[1], ids[4]], [(ids[2], later), (ids[3], soon_), (ids[5], later)]
+        db, batch, [ids[0], ids[1], ids[4]], [(ids[2], later), (ids[3], soon_), (ids[5], later)], version=1
     )
 
     rows = await batches_of(db, mailing_id)
@@ -378,7 +379,7 @@ async def test_a_batch_that_is_sorted_away_wholly_is_gone(db: Pool) -> None:
     mailing_id, ids = await running(db, 3)
     batch = await claim_one(db)
     due = soon()
-    assert await queue.sort_again(db, batch, [], [(id_, due) for id_ in ids])
+    assert await queue.sort_again(db, batch, [], [(id_, due) for id_ in ids], version=1)
     (row,) = await batches_of(db, mailing_id)
     assert (row["members"], row["due_at"], row["owner"]) == (ids, due, None)
     assert not await books(db)
@@ -391,7 +392,7 @@ async def test_a_list_keeps_its_number_and_standing_when_sorted(db: Pool) -> Non
         await insert_ledger(db, mailing_id, id_, ("unknown", "doubtful", "timeout"))
     await insert_batch(db, mailing_id, list(ids), seq=2, standing="doubtful")
     batch = await claim_one(db)
-    assert await queue.sort_again(db, batch, ids[:2], [(ids[2], soon())])
+    assert await queue.sort_again(db, batch, ids[:2], [(ids[2], soon())], version=1)
     rows = await batches_of(db, mailing_id)
     assert [(row["members"], row["seq"], row["standing"]) for row in rows] == [
         (ids[:2], 2, "doubtful"),
@@ -405,7 +406,7 @@ async def test_who_lost_the_batch_sorts_nothing(db: Pool) -> None:
     batch = await claim_one(db)
     await adopt_all(db, PEER)
     before = await batches_of(db, mailing_id)
-    assert not await queue.sort_again(db, batch, ids[:1], [(id_, soon()) for id_ in ids[1:]])
+    assert not await queue.sort_again(db, batch, ids[:1], [(id_, soon()) for id_ in ids[1:]], version=1)
     assert await batches_of(db, mailing_id) == before
 
 
@@ -414,12 +415,47 @@ async def test_without_the_owner_sorting_again_takes_messages_twice(db: Pool) ->
     batch = await claim_one(db)
     (theirs,) = await adopt_all(db, PEER)
     assert (await record_one(db, report(theirs, 3), replica=PEER)).mark == 3
-    async with without(db, {"id = $1 AND owner = $2": "id = $1 AND $2::bigint > 0"}) as changed:
+    async with without(db, {"b.id = $1 AND b.owner = $2": "b.id = $1 AND $2::bigint > 0"}) as changed:
         with pytest.raises(asyncpg.CheckViolationError):  # luckily: the mark lies beyond what is left
-            await queue.sort_again(changed, batch, ids[:1], [(id_, LATER) for id_ in ids[1:]])
-        await queue.sort_again(changed, batch, ids, [(ids[0], LATER)])
+            await queue.sort_again(changed, batch, ids[:1], [(id_, LATER) for id_ in ids[1:]], version=1)
+        await queue.sort_again(changed, batch, ids, [(ids[0], LATER)], version=1)
     assert sorted(row["members"] for row in await batches_of(db, mailing_id)) == [ids[:1], ids]
     assert "in another batch" in str(await books(db))
+
+
+async def test_who_knows_another_window_sorts_nothing(db: Pool) -> None:
+    mailing_id, ids = await running(db, 3)
+    batch = await claim_one(db)
+    await mailings.edit(db, mailing_id, {"window": Window(time(9), time(21))})
+    before = await batches_of(db, mailing_id)
+    with pytest.raises(Stale):
+        await queue.sort_again(db, batch, ids[:1], [(id_, soon()) for id_ in ids[1:]], version=1)
+    assert await batches_of(db, mailing_id) == before
+
+
+async def test_an_edit_of_the_window_reaches_what_is_being_sorted(db: Pool) -> None:
+    """The edit waits for the sorting and makes due what it added, instead of missing what it does not see yet."""
+    mailing_id, ids = await running(db, 3)
+    batch = await claim_one(db)
+    await while_held(
+        db,
+        lambda conn: queue.sort_again(conn, batch, ids[:1], [(id_, LATER) for id_ in ids[1:]], version=1),
+        lambda conn: mailings.edit(conn, mailing_id, {"window": Window(time(9), time(21))}),
+    )
+    rows = await batches_of(db, mailing_id)
+    assert [(row["members"], row["owner"] is None, row["due_at"] == LATER) for row in rows] == [
+        (ids[:1], False, False),
+        (ids[1:], True, False),
+    ]
+
+
+async def test_without_the_lock_an_edit_of_the_window_misses_what_is_being_sorted(db: Pool) -> None:
+    mailing_id, ids = await running(db, 3)
+    batch = await claim_one(db)
+    async with without(db, {"AND version = $8 FOR SHARE": "AND $8::int > 0"}) as changed, changed.transaction():
+        await queue.sort_again(changed, batch, ids[:1], [(id_, LATER) for id_ in ids[1:]], version=1)
+        await mailings.edit(db, mailing_id, {"window": Window(time(9), time(21))})
+    assert [row["due_at"] == LATER for row in await batches_of(db, mailing_id)] == [False, True]
 
 
 # ---- record: the mark ---------------------------------------------------------------------------------------------
