@@ -558,7 +558,6 @@ class Sender:
 
     async def settle(self, recorded: Iterable[Recorded], asked: float) -> None:
         """Act on what a committed record found; ``asked`` is when it was sent (``time.monotonic``)."""
-        self.confirmed = asked
         for row in recorded:
             work = self.works.get(row.batch_id)
             if work is None:
@@ -582,6 +581,8 @@ class Sender:
                 self.release(work, Reason.PAUSED)
             elif self.stopping:
                 self.release(work, Reason.RELEASED)
+        # Not before: what the record told of may have had to be read, and nothing starts on old words.
+        self.confirmed = asked
         self._told_dry = False
         self._give_back_the_old()
         self.pump()

@@ -14,7 +14,7 @@ import pytest
 
 from notifier.delivery import gateway, limits, recorder, scheduler, sender
 from notifier.errors import Conflict
-from notifier.models import Filter, OnUnknown, Outcome, Standing, Status, Window
+from notifier.models import Filter, MailingStatus, OnUnknown, Outcome, Standing, Status, Window
 from notifier.storage import audience, clients, gateways, ledger, mailings, messages, queue
 from tests.conftest import poll_until
 from tests.delivery.conftest import World
@@ -690,6 +690,31 @@ async def test_a_stale_record_starts_nothing(world: World) -> None:
     assert engine.sender._started == started
     assert engine.sender.ready
     assert "sent" in await world.counts(mailing)
+
+
+async def test_a_record_counts_as_heard_when_its_news_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the record says that the mailing was edited, and then the database is away: nothing may start on the old words
+    await running(world)
+    engine = world.schedulers[0]
+    assert engine.sender is not None
+    await poll_until(lambda: engine.sender and engine.sender.ready)
+    for loop in engine._loops.values():
+        await loop.stop()
+    work = next(iter(engine.sender.works.values()))
+    view, before = work.view, engine.sender.confirmed
+    edited = queue.Recorded(work.batch.id, True, work.mark, work.late, False, 0, MailingStatus.RUNNING,
+                            view.version + 1, datetime.fromtimestamp(view.ends_at, UTC), datetime.now(UTC))  # fmt: skip
+
+    async def away(*_: Any) -> Any:
+        raise OSError("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mailings, "get", away)
+        with pytest.raises(OSError, match="away"):
+            await engine.sender.settle([edited], before + 1)
+    assert engine.sender.confirmed == before
+    await engine.sender.settle([edited], before + 1)
+    assert engine.sender.confirmed == before + 1
 
 
 async def test_nothing_starts_before_its_mark_is_committed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
