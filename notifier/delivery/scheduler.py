@@ -147,9 +147,12 @@ class Watch:
         return still | {peer for peer, since in self._free.items() if self._locks_seen - since >= FREE_FOR}
 
     def left_behind(self, me: int, in_hand: Container[int], stuck_after: float) -> list[Owned]:
-        """Batches to be taken over: of the dead and the unregistered, without progress for ``stuck_after`` seconds,
-        still owned SETTLED_AFTER seconds after the end, and those of ``me`` that it does not have ``in_hand``: the
-        answer to its claim was lost.
+        """Batches to be taken over: of the dead, without progress for ``stuck_after`` seconds, still owned
+        SETTLED_AFTER seconds after the end, and those of ``me`` that it does not have ``in_hand``: the answer to its
+        claim was lost.
+
+        An owner who is not on the list may just have registered, or was struck off it while it was stopped and comes
+        back with its next beat; so its batches are looked at for as long as a heart may stand still.
         """
         dead = self.dead() - {me}
         found = []
@@ -157,8 +160,8 @@ class Watch:
             idle = self._last - since
             over = self._last - self._over.get(key, self._last)
             lost_claim = batch.replica == me and batch.id not in in_hand and idle >= LOST_CLAIM
-            nobodys = batch.replica in dead or batch.replica not in self._beats
-            if nobodys or lost_claim or idle >= stuck_after or over >= SETTLED_AFTER:
+            nobodys = batch.replica not in self._beats and idle >= DEAD_AFTER
+            if batch.replica in dead or nobodys or lost_claim or idle >= stuck_after or over >= SETTLED_AFTER:
                 found.append(batch)
         return found
 

@@ -28,9 +28,19 @@ def test_who_does_not_beat_is_dead_and_its_batches_are_taken() -> None:
     assert watch.left_behind(ME, (), STUCK_AFTER) == [theirs]
 
 
-def test_batches_of_nobody_who_is_registered_are_taken_at_once() -> None:
+def test_batches_of_nobody_who_is_registered_are_taken_when_they_stand_still() -> None:
+    # not at once: it may have registered after the counters were read, or have been struck off while it was stopped
     nobodys = batch(1, replica=99)
-    assert watched(0, nobodys).left_behind(ME, (), STUCK_AFTER) == [nobodys]
+    assert watched(DEAD_AFTER - 1, nobodys).left_behind(ME, (), STUCK_AFTER) == []
+    assert watched(DEAD_AFTER, nobodys).left_behind(ME, (), STUCK_AFTER) == [nobodys]
+
+
+def test_who_was_struck_off_while_it_was_stopped_does_not_take_from_itself() -> None:
+    # its first beat puts it back on the list, but reads the list as it was before
+    own = batch(1, ME)
+    watch = Watch()
+    watch.look({PEER: 0}, [own], 1_000.0)
+    assert watch.left_behind(ME, (own.id,), STUCK_AFTER) == []
 
 
 def test_what_makes_no_progress_is_taken_from_the_living_and_from_oneself() -> None:
