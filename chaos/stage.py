@@ -225,9 +225,17 @@ class Replica:
         """The end of its log."""
         return self.log.read_text(errors="replace")[-3000:]
 
-    def call(self, method: str, path: str, body: Any = None, *, timeout: float = 10.0) -> Reply:
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        timeout: float = 10.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
         """One call of the API; raises OSError or HTTPException when there is no answer."""
-        return call(self.url, method, path, body, timeout=timeout)
+        return call(self.url, method, path, body, timeout=timeout, headers=headers)
 
     def kill(self) -> None:
         """kill -9."""
@@ -254,14 +262,22 @@ class Replica:
         return self.process.wait(timeout)
 
 
-def call(url: str, method: str, path: str, body: Any = None, *, timeout: float = 10.0) -> Reply:
+def call(
+    url: str,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    timeout: float = 10.0,
+    headers: Mapping[str, str] | None = None,
+) -> Reply:
     """One call of a replica's API, or of its `/readyz` and the like, with the token that may do everything."""
     place = urlsplit(url)
     connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=timeout)
     started = time.monotonic()
     try:
-        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        given = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"} | dict(headers or {})
+        connection.request(method, path, None if body is None else json.dumps(body), given)
         answer = connection.getresponse()
         text = answer.read().decode()
         seconds = time.monotonic() - started
@@ -279,6 +295,7 @@ class Stage:
         self.database = database
         self.gateway = gateway
         self.replicas: list[Replica] = []
+        self.keep = False  # the folder stays, for whoever wants to know what happened
         self._started = 0
 
     def begin_replica(
@@ -383,16 +400,20 @@ def on_stage(
     """
     folder = Path(tempfile.mkdtemp(prefix="notifier-chaos-"))
     folder.chmod(0o711)
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        database = stack.enter_context(Postgres((place or folder) / "postgres", **postgres))
-        simulator = stack.enter_context(Simulator(ledger=folder / "ledger.jsonl", **(gateway or {})))
-        stage = Stage(folder, database, simulator)
-        try:
-            yield stage
-        finally:
-            for replica in stage.living():
-                replica.kill()
+    stage: Stage | None = None
+    try:
+        with ExitStack() as stack:
+            database = stack.enter_context(Postgres((place or folder) / "postgres", **postgres))
+            simulator = stack.enter_context(Simulator(ledger=folder / "ledger.jsonl", **(gateway or {})))
+            stage = Stage(folder, database, simulator)
+            try:
+                yield stage
+            finally:
+                for replica in stage.living():
+                    replica.kill()
+    finally:
+        if stage is None or not stage.keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def has(program: str) -> str | None:
