@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+MINUTES ?= 10
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +33,9 @@ format: $(VENV)/.with-test ## format the code and mend what ruff can mend
 
 bench: $(VENV)/.with-bench ## the benchmarks, each beside its baseline; ONLY=name, FULL=1
 	@ONLY='$(ONLY)' FULL='$(FULL)' $(BIN)/python -m bench
+
+chaos: $(VENV)/.with-test ## every fault, then a storm of them; MINUTES=10, SEED=n replays one, ONLY=3,5 or ONLY=storm
+	@$(BIN)/python -m chaos --minutes '$(MINUTES)' --only '$(ONLY)' $(if $(SEED),--seed '$(SEED)')
 
 clean: ## remove what was installed and built; .data stays
 	rm -rf $(VENV) build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache
