@@ -93,6 +93,7 @@ class Run:
     ``alive``: numbers of the replicas that run still. ``versions``: by mailing, in the order of their commits; without
     them a mailing was not edited except for its text. ``audiences``: by mailing, the clients who should get it.
     ``purged``: the texts of mailings that were deleted and purged, which alone tell whose their requests were.
+    ``again``: ids of such messages that an operator may have had sent again; of the others the books say it.
     ``rates``: the rate from each moment on, messages a second, 0 = without limit; an edit of it is judged after a
     second. ``kills``: how many messages each kill -9 left in doubt. ``audit``: what `storage.audit` found broken.
     ``latencies``: of the API's answers.
@@ -106,6 +107,7 @@ class Run:
     stops: Sequence[Stop] = ()
     audiences: Mapping[int, Collection[int]] = field(default_factory=dict)
     purged: Collection[str] = ()
+    again: Sequence[int] = ()
     rates: Sequence[tuple[datetime, float]] = ()
     concurrency: int = 0
     kills: Sequence[int] = ()
@@ -333,6 +335,11 @@ def _doubts(message: Message) -> int:
     return sum(attempt.outcome in IN_DOUBT for attempt in message.attempts)
 
 
+def _sent_again(message: Message) -> int:
+    """How often an operator had it sent again."""
+    return sum(a.outcome is Outcome.RESOLVED and a.standing is Standing.DOUBTFUL for a in message.attempts)
+
+
 # ---- lost, doubled, stray
 
 
@@ -412,13 +419,17 @@ def _audience(facts: Facts, _: Requests) -> list[Breach]:
 
 
 def _copies(facts: Facts, requests: Requests) -> list[Breach]:
-    """Accepted once, and once more for each attempt in doubt, three times at most; no request without a row."""
+    """Accepted once, and once more for each attempt in doubt, three times at most; no request without a row.
+
+    Whenever an operator has a message sent again, that is one time more.
+    """
+    again = Counter(facts.run.again)
     accepted, unbooked = [], []
     for message_id, made in requests.made.items():
         if message_id is None:
             continue
         message = facts.messages.get(message_id)
-        allowed = min(COPIES, 1 + _doubts(message)) if message else COPIES
+        allowed = min(COPIES, 1 + _doubts(message)) + _sent_again(message) if message else COPIES + again[message_id]
         if requests.accepted[message_id] > allowed:
             accepted.append(message_id)
         if message and made > sum(attempt.outcome in REQUESTS for attempt in message.attempts):

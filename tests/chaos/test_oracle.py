@@ -36,6 +36,7 @@ HELD = (Outcome.UNKNOWN, Standing.UNKNOWN)
 INTERRUPTED = (Outcome.INTERRUPTED, Standing.DOUBTFUL)
 NOT_STARTED = (Outcome.NOT_STARTED, Standing.WAITING)
 SAID_TO_BE_SENT = (Outcome.RESOLVED, Standing.SENT)
+SENT_AGAIN = (Outcome.RESOLVED, Standing.DOUBTFUL)
 
 
 class Scene:
@@ -155,8 +156,9 @@ def test_the_caller_may_know_who_is_of_the_audience(expected: set[int], broken: 
         ((REJECTED, ACCEPTED), 2, [(Rule.DOUBLED, 1)]),
         ((UNKNOWN, REJECTED, ACCEPTED), 3, [(Rule.DOUBLED, 1)]),
         ((UNKNOWN, UNKNOWN, INTERRUPTED, ACCEPTED), 4, [(Rule.DOUBLED, 1)]),
+        ((UNKNOWN, UNKNOWN, HELD, SENT_AGAIN, ACCEPTED), 4, []),
     ],
-    ids=["explained", "explained twice", "not explained", "explained once only", "more than three"],
+    ids=["explained", "explained twice", "not explained", "explained once only", "more than three", "by an operator"],
 )
 def test_each_copy_needs_an_attempt_in_doubt(rows: Sequence[Row], copies: int, broken: list[Any]) -> None:
     scene = Scene().message(1, *rows)
@@ -200,6 +202,8 @@ def test_requests_of_a_mailing_that_was_purged_are_known_by_their_text() -> None
     scene = Scene(purged).sent(1).asked(2, text="Gone").asked(2, text="Gone").asked(2, text="Gone")
     assert scene.broken() == []
     assert scene.asked(2, text="Gone").broken() == [(Rule.DOUBLED, 1)]
+    scene.run = Run(alive={1}, purged={"Gone"}, again=[2])
+    assert scene.broken() == []
 
 
 def test_a_message_goes_to_its_clients_phone() -> None:
