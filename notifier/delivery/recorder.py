@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 
 import asyncpg
 import structlog
@@ -25,8 +26,21 @@ PATIENCE = 0.05
 HEARTBEAT = 0.25
 # Rows of our own books: that something was not started is no news once a take-over has written its row.
 BOOKS = frozenset({Outcome.NOT_STARTED, Outcome.SUPPRESSED})
-# Values that PostgreSQL, or the driver on its behalf, refuses.
-REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, TypeError, OverflowError)
+# What PostgreSQL, or the driver on its behalf, refuses for good because of a single row: its values, a trigger of the
+# owner's, a limit, a damaged index. Everything else is about the whole database, and the same flush may do later.
+REFUSED = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.PLPGSQLError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.InternalServerError,
+    ValueError,
+    TypeError,
+    OverflowError,
+)
+# So many results are given up of which nothing at all can be written; more are no bad rows but a database that is
+# broken, and then nothing new may start.
+GIVEN_UP = 10
 
 
 class Recorder:
@@ -40,6 +54,7 @@ class Recorder:
         self._kept: list[tuple[Work, Result]] = []  # taken from the sender, not committed yet
         self._late: list[tuple[int, Result]] = []  # (seq, result): their batch was lost
         self._last = 0.0
+        self._given_up = 0
 
     def idle(self) -> bool:
         """Whether everything that the sender handed over is committed."""
@@ -113,18 +128,29 @@ class Recorder:
             try:
                 written = await ledger.append_late(self._db, self._replica, result)
             except REFUSED as error:
-                log.exception("a result cannot be recorded", message_id=result.message_id)
-                written = await ledger.append_late(self._db, self._replica, _unrecordable(result, error))
+                written = await self._append_refused(result, error)
             if not written:
                 log.warning("a result came after its mailing was purged", message_id=result.message_id)
             self._late.pop(0)
+
+    async def _append_refused(self, result: Result, error: BaseException) -> bool:
+        """Write at least that there was a result; where not even that is possible its message stays under its mark."""
+        log.exception("a result cannot be recorded", message_id=result.message_id)
+        try:
+            return await ledger.append_late(self._db, self._replica, _unrecordable(result, error))
+        except REFUSED:
+            if self._given_up >= GIVEN_UP:
+                raise
+            self._given_up += 1
+            log.error("nothing can be recorded of a message", message_id=result.message_id, outcome=result.outcome)
+            return True
 
 
 async def store(db: Db, replica: int, reports: Sequence[Report], results: Sequence[Result]) -> list[Recorded]:
     """`storage.queue.record`, whatever PostgreSQL thinks of single values.
 
-    A row that came in between makes the statement run again with a younger snapshot. A value that is refused bisects
-    the flush, so that the rest is recorded; the culprit is recorded as unknown.
+    A row that came in between makes the statement run again with a younger snapshot. A row that is refused bisects
+    the flush, so that the rest is recorded; the culprit is recorded as unknown, or not at all where that is refused too.
     """
     try:
         return await queue.record(db, replica, reports, results)
@@ -135,7 +161,9 @@ async def store(db: Db, replica: int, reports: Sequence[Report], results: Sequen
             raise
         if len(results) == 1:
             log.exception("a result cannot be recorded", message_id=results[0].message_id)
-            return await queue.record(db, replica, reports, [_unrecordable(results[0], error)])
+            with suppress(*REFUSED):
+                return await queue.record(db, replica, reports, [_unrecordable(results[0], error)])
+            return await queue.record(db, replica, reports, [])
         half = len(results) // 2
         first = await store(db, replica, reports, results[:half])
         second = await store(db, replica, reports, results[half:])

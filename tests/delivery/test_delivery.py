@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime, time, timedelta
 from functools import partial
 from itertools import pairwise
@@ -11,10 +12,12 @@ from typing import Any
 
 import asyncpg
 import pytest
+import structlog.testing
 
+from notifier import telemetry
 from notifier.delivery import gateway, limits, recorder, scheduler, sender
 from notifier.errors import Conflict
-from notifier.models import Filter, MailingStatus, OnUnknown, Outcome, Standing, Status, Window
+from notifier.models import Filter, Mailing, MailingStatus, OnUnknown, Outcome, Standing, Status, Window
 from notifier.storage import audience, clients, gateways, ledger, mailings, messages, queue
 from tests.conftest import poll_until
 from tests.delivery.conftest import World
@@ -657,6 +660,86 @@ async def test_a_result_that_cannot_be_recorded_does_not_hold_up_the_others(
     await world.until(mailing, sent=49, unknown=1)
     await world.finished(mailing)
     assert (await world.messages(mailing))[0].reason == "unrecordable"
+
+
+async def _refuse(world: World, which: str) -> None:
+    """Have a trigger, as an owner of the database may add one, refuse these rows of the ledger."""
+    await world.db.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'refused'; END $$"
+    )
+    await world.db.execute(
+        f"CREATE TRIGGER refuse BEFORE INSERT ON attempts FOR EACH ROW WHEN ({which}) EXECUTE FUNCTION refuse()"
+    )
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Tracebacks are not drawn: a hundred of them take longer than the test."""
+    with structlog.testing.capture_logs():
+        yield
+
+
+async def _planned_but_not_sent(world: World, count: int) -> tuple[Mailing, int]:
+    """A mailing whose gateway is paused, and the number of its message in the middle."""
+    await world.clients(count)
+    await gateways.pause(world.db, "default")
+    mailing = await world.mailing()
+    await world.until(mailing, waiting=count)
+    return mailing, (await world.messages(mailing))[count // 2].id
+
+
+@pytest.mark.usefixtures("quiet")
+async def test_a_row_that_a_trigger_refuses_does_not_hold_up_the_others(world: World) -> None:
+    await world.replica()
+    mailing, culprit = await _planned_but_not_sent(world, 50)
+    await _refuse(world, f"NEW.message_id = {culprit} AND NEW.reason IS DISTINCT FROM 'unrecordable'")
+    await gateways.resume(world.db, "default")
+    await world.until(mailing, sent=49, unknown=1)
+    await world.finished(mailing)
+    assert (await messages.get(world.db, culprit)).reason == "unrecordable"
+
+
+@pytest.mark.usefixtures("quiet")
+async def test_a_message_of_which_nothing_can_be_recorded_holds_up_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "STUCK_AFTER", 0.2)
+    monkeypatch.setattr(scheduler, "BEAT", 0.1)
+    await world.replica()
+    mailing, culprit = await _planned_but_not_sent(world, 50)
+    await _refuse(world, f"NEW.message_id = {culprit}")
+    await gateways.resume(world.db, "default")
+    await world.until(mailing, sent=49, sending=1)
+    owner = "SELECT owner FROM batches WHERE mailing_id = $1"
+    before = await world.db.fetchval(owner, mailing.id)
+
+    async def taken_over() -> bool:
+        return bool(await world.db.fetchval(owner, mailing.id) != before)
+
+    await poll_until(taken_over)
+    after = await world.mailing()
+    await world.until(after, sent=50)
+    await world.finished(after)
+    assert [entry.id for entry in world.simulator.entries()].count(culprit) == 1
+    await world.db.execute("DROP TRIGGER refuse ON attempts")
+    await world.until(mailing, sent=50)
+    await world.finished(mailing)
+
+
+@pytest.mark.usefixtures("quiet")
+async def test_nothing_starts_any_more_when_no_result_at_all_can_be_recorded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "GIVEN_UP", 1)
+    monkeypatch.setattr(sender, "AHEAD", 2)
+    await world.replica(concurrency=2)
+    mailing, _ = await _planned_but_not_sent(world, 100)
+    await _refuse(world, "true")
+    await gateways.resume(world.db, "default")
+    errors = partial(telemetry.REGISTRY.get_sample_value, "notifier_loop_errors_total", {"loop": "recorder"})
+    before = errors() or 0
+    await poll_until(lambda: (errors() or 0) > before)
+    assert len(world.simulator.entries()) < 50
 
 
 async def test_an_exception_of_our_own_is_one_messages_bad_luck(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
