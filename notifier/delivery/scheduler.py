@@ -209,7 +209,7 @@ class Scheduler:
             on_news=self.wake,
             on_locks=self._saw_locks,
             on_held=lambda: self._wake("heartbeat"),
-            on_lost=lambda: self._wake("session"),
+            on_lost=self._lost_session,
         )
         planner = Planner(self._db, default_zone=self._default_zone, on_batches=self._look)
         polls: dict[str, Callable[[], Awaitable[float]]] = {
@@ -324,6 +324,11 @@ class Scheduler:
         self._watch.look_at_locks(free, time.monotonic())
         if self._watch.dead() - {self.replica}:
             self._wake("heartbeat")
+
+    def _lost_session(self) -> None:
+        """The control connection is gone: get another, and say over the rest that the lock means nothing now."""
+        self._wake("session")
+        self._wake("heartbeat")
 
     async def _lag(self) -> float:
         """How late is the loop? Its lateness limits what is in flight, since the API shares it."""

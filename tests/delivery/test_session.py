@@ -112,3 +112,30 @@ async def test_a_killed_replicas_work_is_taken_over_long_before_its_heartbeat_is
     assert await world.counts(mailing) == {"sent": 300}
     assert (await world.outcomes(mailing))["interrupted"] > 0
     await world.check(mailing)
+
+
+async def test_a_lost_control_connection_is_told_before_others_can_see_a_death_in_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "BEAT", 1_000.0)
+    replica = await world.replica()
+
+    async def says_so() -> bool:
+        return bool(await world.db.fetchval("SELECT session FROM replicas WHERE id = $1", replica.replica))
+
+    async def does_not_say_so() -> bool:
+        return not await says_so()
+
+    await poll_until(says_so)
+    async with world.db.acquire() as connection:
+
+        async def taken_away() -> bool:
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+            )
+            return await replicas.lock(connection, replica.replica)
+
+        await poll_until(taken_away)
+        await poll_until(does_not_say_so)
+        await connection.execute("SELECT pg_advisory_unlock_all()")
+    await poll_until(says_so)
