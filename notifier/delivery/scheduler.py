@@ -19,12 +19,12 @@ from notifier.delivery.clock import Clock
 from notifier.delivery.gateway import Gateway
 from notifier.delivery.limits import Limits
 from notifier.delivery.planner import Planner
-from notifier.delivery.recorder import Recorder, store
+from notifier.delivery.recorder import Recorder
 from notifier.delivery.sender import Sender
 from notifier.delivery.session import Session
 from notifier.models import OnUnknown, Outcome, Reason
 from notifier.storage import clients, idempotency, mailings, queue, replicas
-from notifier.storage.database import AWAY, Db, Pool
+from notifier.storage.database import AWAY, Db, Pool, transaction
 from notifier.storage.queue import Claimed, Owned, Report, Result
 
 log = structlog.get_logger(__name__)
@@ -133,6 +133,10 @@ class Watch:
         seen = self._batches
         self._batches = {key: seen[key] if seen.get(key, (None,))[0] == b else (b, now) for key, b in keys.items()}
         self._over = {key: self._over.get(key, now) for key, batch in keys.items() if batch.over}
+
+    def forget_batches(self) -> None:
+        """Begin anew to watch for progress: there could be none."""
+        self._batches = {key: (batch, self._last) for key, (batch, _) in self._batches.items()}
 
     def look_at_locks(self, free: set[int] | None, now: float) -> None:
         """Take in whose lock is free, as it was just read, at ``time.monotonic() == now``; None: nothing is known."""
@@ -303,14 +307,29 @@ class Scheduler:
         self._watch.look(beats, await queue.owned(self._db), time.monotonic())
         in_hand = self.sender.works if self.sender is not None else ()
         left_behind = self._watch.left_behind(self.replica, in_hand, self._settings[2] + STUCK_AFTER)
-        for batch in await queue.adopt(self._db, self.replica, left_behind) if left_behind else []:
-            log.warning("taking a batch over", batch=batch.id, mailing_id=batch.mailing_id)
-            await take_over(self._db, self.replica, batch, self._policy, self._settings[2])
-            telemetry.TAKEOVERS.inc()
-            self._look()
+        for owned in left_behind:
+            await self._take_over(owned)
         for peer in self._watch.dead() - {self.replica}:
             await replicas.forget(self._db, peer)
         return BEAT
+
+    async def _take_over(self, owned: Owned) -> None:
+        """Adopt and settle in one transaction: where nothing can be written the owner stays who it is.
+
+        A database that is full or read-only keeps everybody from progress; so nothing counts as stuck for that.
+        """
+        try:
+            async with transaction(self._db) as conn:
+                adopted = await queue.adopt(conn, self.replica, [owned])
+                for batch in adopted:
+                    log.warning("taking a batch over", batch=batch.id, mailing_id=batch.mailing_id)
+                    await take_over(conn, self.replica, batch, self._policy, self._settings[2])
+        except AWAY:
+            self._watch.forget_batches()
+            raise
+        if adopted:
+            telemetry.TAKEOVERS.inc()
+            self._look()
 
     async def _purge(self) -> float:
         """Take away what is not needed any more, in pieces: deleted mailings, phones of the erased, old keys."""
@@ -377,4 +396,4 @@ async def take_over(db: Db, replica: int, batch: Claimed, policy: OnUnknown, wai
         )
     unknown_to_it = sum(message.recorded for message in loaded) - batch.done
     report = Report(batch.id, batch.owner, batch.mark, batch.mark, unknown_to_it, batch.late, release=True)
-    await store(db, replica, [report], results)
+    await queue.record(db, replica, [report], results)

@@ -377,14 +377,16 @@ async def owned(db: Db) -> list[Owned]:
 
 
 async def adopt(db: Db, replica: int, batches: Sequence[Owned]) -> list[Claimed]:
-    """Owned by the dead or the stuck → owned by ``replica``: those that still are as they were seen.
+    """Owned by the dead or the stuck → owned by ``replica``: those that still are as they were seen, without progress.
 
     The new claim number shuts the old owner out. Two that adopt at once share.
     """
     rows = await db.fetch(
         """
         WITH left_behind AS MATERIALIZED (
-            SELECT b.id FROM batches b JOIN unnest($2::bigint[], $3::bigint[]) seen (id, owner) USING (id, owner)
+            SELECT b.id FROM batches b
+            JOIN unnest($2::bigint[], $3::bigint[], $4::int[], $5::int[]) seen (id, owner, mark, done)
+                USING (id, owner, mark, done)
             ORDER BY b.id FOR UPDATE OF b SKIP LOCKED
         )
         UPDATE batches SET owner = (SELECT nextval('claims')), replica = $1
@@ -394,5 +396,7 @@ async def adopt(db: Db, replica: int, batches: Sequence[Owned]) -> list[Claimed]
         replica,
         [batch.id for batch in batches],
         [batch.owner for batch in batches],
+        [batch.mark for batch in batches],
+        [batch.done for batch in batches],
     )
     return [_claimed(row) for row in rows]

@@ -569,6 +569,43 @@ async def test_a_batch_without_progress_is_taken_from_whoever_owns_it(
     assert first.replica == await world.db.fetchval("SELECT replica FROM attempts WHERE outcome = 'accepted'")
 
 
+async def test_nobody_is_taken_over_while_nothing_can_be_recorded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a full disk: the ledger cannot grow, while rows that are there can be updated in their place
+    monkeypatch.setattr(scheduler, "BEAT", 0.1)
+    monkeypatch.setattr(scheduler, "STUCK_AFTER", -0.5)  # timeout 1 s: stuck after half a second
+    tried: list[int] = []
+    take_over = scheduler.take_over
+
+    async def spied(db: Any, replica: int, *args: Any) -> None:
+        tried.append(replica)
+        await take_over(db, replica, *args)
+
+    monkeypatch.setattr(scheduler, "take_over", spied)
+    await world.clients(200)
+    first = await world.replica(concurrency=10)
+    second = await world.replica(concurrency=10)
+    world.simulator.script(latency=300)
+    mailing = await world.mailing()
+    await poll_until(lambda: world.simulator.state()["in_flight"])
+    await world.db.execute(
+        """
+        CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = 'disk_full'; END $$;
+        CREATE TRIGGER full_disk BEFORE INSERT ON attempts EXECUTE FUNCTION full_disk()
+        """
+    )
+    await poll_until(lambda: {first.replica, second.replica} <= set(tried), 20)
+    monkeypatch.setattr(scheduler, "STUCK_AFTER", 1_000.0)
+    await world.db.execute("DROP TRIGGER full_disk ON attempts")
+    world.simulator.script(latency=0)
+    await world.finished(mailing)
+    assert await world.outcomes(mailing) == {"accepted": 200}
+    assert len(world.simulator.entries()) == 200
+    await world.check(mailing)
+
+
 def _claim_and_forget(claim: Any) -> Any:
     forgotten = False
 

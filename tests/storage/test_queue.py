@@ -953,14 +953,16 @@ async def _owned_by(db: Db, replica: int, **batch: Any) -> int:
 
 
 async def test_only_what_is_as_it_was_seen_is_taken_over(db: Pool) -> None:
-    """Claimed anew, finished, or given back meanwhile: not taken."""
-    taken, finished, released = [await _owned_by(db, 99) for _ in range(3)]
+    """Finished, given back, or gone on with meanwhile: not taken."""
+    taken, finished, released, marked_on, recorded = [await _owned_by(db, 99) for _ in range(5)]
     seen = await queue.owned(db)
     assert [(batch.id, batch.replica, batch.over) for batch in seen] == [
-        (batch_id, 99, False) for batch_id in (taken, finished, released)
+        (batch_id, 99, False) for batch_id in (taken, finished, released, marked_on, recorded)
     ]
     await db.execute("DELETE FROM batches WHERE id = $1", finished)
     await db.execute("UPDATE batches SET owner = NULL, replica = NULL WHERE id = $1", released)
+    await db.execute("UPDATE batches SET mark = mark + 1 WHERE id = $1", marked_on)
+    await db.execute("UPDATE batches SET mark = mark + 1, done = done + 1 WHERE id = $1", recorded)
     (adopted,) = await queue.adopt(db, ME, seen)
     assert adopted.id == taken
     assert await queue.adopt(db, PEER, seen) == []
