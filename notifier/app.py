@@ -27,7 +27,7 @@ from notifier.errors import NotifierError, SettingsError
 from notifier.models import OnUnknown
 from notifier.settings import Settings, secret_key
 from notifier.storage import database, embedded
-from notifier.web.base import MAX_BODY, Context, GatewayDefaults, bootstrap_token
+from notifier.web.base import SERVER, Context, GatewayDefaults, bootstrap_token
 from notifier.web.routes import ROUTES, make_application
 from notifier.web.system import Health, Metrics, Ready
 
@@ -155,8 +155,7 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
             except database.AWAY as error:
                 return f"the database is away: {str(error) or type(error).__name__}"
 
-        server = HTTPServer(make_application(_context(settings, web_db, scheduler, ready), _routes(settings)),
-                            max_body_size=MAX_BODY)  # fmt: skip
+        server = HTTPServer(make_application(_context(settings, web_db, scheduler, ready), _routes(settings)), **SERVER)
         server.add_sockets(sockets)
         stack.push_async_callback(server.close_all_connections)
         stack.callback(server.stop)

@@ -14,17 +14,24 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import asyncpg
 import orjson
 import structlog
 import tornado.web
 from marshmallow import Schema
-from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    HTTPServerRequest,
+    RequestStartLine,
+    ResponseStartLine,
+)
 
 from notifier import errors, telemetry
 from notifier.models import INT64_MAX
@@ -32,11 +39,18 @@ from notifier.storage import idempotency
 from notifier.storage.database import AWAY, Db, Pool, transaction
 from notifier.web import schemas
 
-MAX_BODY = 2**62
-"""What the HTTP server is to be given as its ``max_body_size``: `Application` cuts bodies itself, so that too long a
-body gets a proper 413 instead of a torn connection, and holds no more than `LARGEST_BODY` of it in memory."""
+SERVER: Mapping[str, Any] = {
+    "max_body_size": 2**62,  # `Application` holds bodies back itself: too long a one gets a 413, not a torn connection
+    "body_timeout": 120.0,  # LARGEST_BODY at 0.6 Mbit/s
+    "idle_connection_timeout": 75.0,  # for the next request, and for a whole head; proxies keep theirs for 60 s
+}
+"""What `HTTPServer` is to be given beside an `Application`; times in seconds."""
+SMALL_BODY = 64 * 1024
+"""Bytes that are read before anybody asks whose they are: as much as a head may have."""
 BODY = 1024 * 1024
 LARGEST_BODY = 8 * 1024 * 1024
+DROPPED_MAX = 8 * LARGEST_BODY
+"""Bytes of a refused body that are read and dropped; from there on the connection is closed instead."""
 LARGE = 256 * 1024
 """Bytes of JSON from which on a thread parses it, so that the loop goes on (8 MB take 0.2 s)."""
 RETRY_AFTER = 2
@@ -134,6 +148,11 @@ class BadRequest(errors.NotifierError):
 
 class TooLarge(errors.NotifierError):
     """The body is too large."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"The body is over {most // BODY} MB." if most >= BODY else f"The body is over {most // 1024} KB."
+        )
 
 
 class Encoded(errors.NotifierError):
@@ -323,9 +342,17 @@ class Base(tornado.web.RequestHandler):
     """The heading in the documentation."""
     ACCESS: ClassVar[Mapping[str, str]] = {}
     """Method → scope or `PUBLIC`, where no route says it."""
+    MAX_BODY: ClassVar[int] = BODY
+    """Bytes; `SMALL_BODY` where no token is asked for."""
 
-    def initialize(self, pattern: str = "unmatched", access: Mapping[str, str] | None = None) -> None:
+    def initialize(
+        self,
+        pattern: str = "unmatched",
+        access: Mapping[str, str] | None = None,
+        refused: Exception | None = None,
+    ) -> None:
         self.pattern = pattern
+        self.refused = refused  # by the head alone: there is no body
         self.access = self.ACCESS if access is None else access
         self.context: Context = self.settings["context"]
         self.db: Db = self.context.db
@@ -346,14 +373,32 @@ class Base(tornado.web.RequestHandler):
     def prepare(self) -> Awaitable[None] | None:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
+        if self.refused is not None:
+            raise self.refused
         if self.request.method not in self.access:
             raise tornado.web.HTTPError(405)
         if any("\0" in text for text in self.path_kwargs.values()):
             raise tornado.web.HTTPError(404)
         return None
 
+    async def admit(self, length: int | None) -> int:
+        """Return how many bytes the body may have; raises what the head is to be answered with.
+
+        ``length`` is what the head says of it, None where it does not. Asked of large bodies before they are read.
+        """
+        if self.request.method not in self.access:
+            raise tornado.web.HTTPError(405)
+        await self.authorize()
+        most = SMALL_BODY if self.access[self.request.method] == PUBLIC else self.MAX_BODY
+        if length is not None and length > most:
+            raise TooLarge(most)
+        return most
+
+    async def authorize(self) -> None:
+        """Raise unless whoever asks may: here everybody."""
+
     def check_xsrf_cookie(self) -> None:
-        if self.request.method in self.access:  # else there is a 404 or 405 to come
+        if self.request.method in self.access and self.refused is None:  # else there is an error to come
             super().check_xsrf_cookie()
 
     def wake(self) -> None:
@@ -414,15 +459,15 @@ class Base(tornado.web.RequestHandler):
 class NotFound(Base):
     """What answers where there is no route."""
 
+    async def admit(self, length: int | None) -> int:
+        raise tornado.web.HTTPError(404)
+
     def prepare(self) -> None:
         raise tornado.web.HTTPError(404)
 
 
 class Handler(Base):
     """A handler of the JSON API; ``params`` is the checked query, ``body`` the checked body."""
-
-    MAX_BODY: ClassVar[int] = BODY
-    """Bytes."""
 
     caller: Caller | None = None
     params: dict[str, Any]
@@ -434,9 +479,7 @@ class Handler(Base):
     async def prepare(self) -> None:
         super().prepare()
         method = self.request.method or ""
-        await self._authorize(self.access[method])
-        if len(self.request.body) > self.MAX_BODY:
-            raise TooLarge(f"The body is over {self.MAX_BODY // BODY} MB.")
+        await self.authorize()
         if self.request.body and self.request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise Encoded
         self.path_kwargs = {name: path_value(name, text) for name, text in self.path_kwargs.items()}
@@ -445,7 +488,9 @@ class Handler(Base):
             self.params = schemas.load_query(self.operation.query, self.request.query_arguments)
             self.body = await self._read_body(self.operation.body)
 
-    async def _authorize(self, scope: str) -> None:
+    async def authorize(self) -> None:
+        """Raise unless the token has the scope."""
+        scope = self.access[self.request.method or ""]
         if scope == PUBLIC:
             return
         kind, _, token = self.request.headers.get("Authorization", "").partition(" ")
@@ -512,31 +557,108 @@ class Handler(Base):
 
 
 class Application(tornado.web.Application):
-    """Tornado's application, with bodies cut at `LARGEST_BODY` + 1 bytes: the rest is read and dropped."""
+    """Tornado's application, which reads a large body only once its head is found good; see `SERVER`."""
 
-    def start_request(self, server_conn: object, request_conn: Any) -> HTTPMessageDelegate:
-        return _Cut(super().start_request(server_conn, request_conn))
+    def get_handler_delegate(  # type: ignore[override]
+        self,
+        request: HTTPServerRequest,
+        target_class: type[Base],
+        target_kwargs: dict[str, Any] | None = None,
+        path_args: list[bytes] | None = None,
+        path_kwargs: dict[str, bytes] | None = None,
+    ) -> HTTPMessageDelegate:
+        given = {**(target_kwargs or {}), "refused": None}
+        inner = super().get_handler_delegate(request, target_class, given, path_args, path_kwargs)
+        return _Guard(inner, request, partial(target_class, self, request), given)
 
 
-class _Cut(HTTPMessageDelegate):
-    def __init__(self, inner: HTTPMessageDelegate) -> None:
-        self.inner = inner
-        self.room = LARGEST_BODY + 1
+class _Guard(HTTPMessageDelegate):
+    """Has a large body's head looked at first; a body that is refused is answered at once, read and dropped.
+
+    Were the connection closed on it instead, the answer would be torn away with it (RFC 9112, 9.6).
+    """
+
+    def __init__(
+        self,
+        inner: HTTPMessageDelegate,
+        request: HTTPServerRequest,
+        handler: Callable[..., Base],
+        given: dict[str, Any],
+    ) -> None:
+        self.inner, self.request, self.handler, self.given = inner, request, handler, given
+        self.most = self.room = SMALL_BODY
+        self.lingering: _Lingering | None = None
 
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
-        return self.inner.headers_received(start_line, headers)
+        self.inner.headers_received(start_line, headers)
+        length = headers.get("Content-Length", "")
+        # What is no number Tornado refuses itself.
+        known = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+        if "Transfer-Encoding" in headers or (length and known is None) or (known or 0) > SMALL_BODY:
+            return self._admit(known, headers)
+        return None
+
+    async def _admit(self, length: int | None, headers: HTTPHeaders) -> None:
+        try:
+            self.most = self.room = await self.handler(**self.given).admit(length)
+        except Exception as error:  # the handler proper tells it
+            self._refuse(error)
+            if headers.pop("Expect", "").lower() == "100-continue":
+                self._read()  # there need not come a body, and a next request must not be taken for one
+
+    def _refuse(self, error: Exception) -> None:
+        self.given["refused"] = error
+        self.room = DROPPED_MAX
+        self.lingering = _Lingering(self.request.connection)
+        self.request.connection = cast("HTTPConnection", self.lingering)
+        self.request.headers.pop("Content-Type", None)  # nobody is to parse what there is of the body
+        self.inner.finish()
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        kept, self.room = chunk[: self.room], max(0, self.room - len(chunk))
-        return self.inner.data_received(kept) if kept else None
+        self.room -= len(chunk)
+        if self.lingering is None:
+            if self.room >= 0:
+                return self.inner.data_received(chunk)
+            self._refuse(TooLarge(self.most))
+        elif self.room < 0:
+            self._read()
+        return None
 
     def finish(self) -> None:
-        self.inner.finish()
+        if self.lingering is None:
+            self.inner.finish()
+        else:
+            self._read()
+
+    def _read(self) -> None:
+        assert self.lingering is not None
+        self.lingering.read()
 
     def on_connection_close(self) -> None:
         self.inner.on_connection_close()
+
+
+class _Lingering:
+    """A connection on which an answer is finished only when the request is read, too: Tornado would close it."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.is_answered = self.is_read = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def finish(self) -> None:
+        self.is_answered = True
+        if self.is_read:
+            self.inner.finish()
+
+    def read(self) -> None:
+        if self.is_answered and not self.is_read:
+            self.inner.finish()
+        self.is_read = True
 
 
 def log_request(handler: tornado.web.RequestHandler) -> None:

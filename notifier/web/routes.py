@@ -121,7 +121,7 @@ ROUTES: tuple[Route, ...] = (
 
 
 def make_application(context: Context, routes: tuple[Route, ...] = ROUTES) -> Application:
-    """Return the application; give `HTTPServer` ``max_body_size=base.MAX_BODY``, see there."""
+    """Return the application; give `HTTPServer` what `base.SERVER` says."""
     return Application(
         [route.spec() for route in routes],
         default_handler_class=NotFound,

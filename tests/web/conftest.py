@@ -17,7 +17,7 @@ from tornado.ioloop import IOLoop
 from tornado.testing import bind_unused_port
 
 from notifier.storage.database import Pool
-from notifier.web.base import MAX_BODY, Application, Context, GatewayDefaults, bootstrap_token
+from notifier.web.base import SERVER, Application, Context, GatewayDefaults, bootstrap_token
 from notifier.web.routes import make_application
 
 TOKEN = "a-token-of-the-tests-0123456789"
@@ -128,7 +128,7 @@ def make_api(io_loop: IOLoop, db: Pool) -> Iterator[MakeApi]:
         )
         context = replace(context, **changes)
 
-        server = HTTPServer(application(context), max_body_size=MAX_BODY)
+        server = HTTPServer(application(context), **SERVER)
         listener, port = bind_unused_port()
         server.add_sockets([listener])
         servers.append(server)

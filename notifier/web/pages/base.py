@@ -25,7 +25,7 @@ from notifier.models import Status
 from notifier.storage import idempotency
 from notifier.storage.database import Connection, transaction
 from notifier.web import base, schemas
-from notifier.web.base import PUBLIC, Base, Caller, Forbidden, TooLarge, path_value, problem_of
+from notifier.web.base import PUBLIC, Base, Caller, Forbidden, Unauthorized, path_value, problem_of
 from notifier.web.pages import words
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "templates"
@@ -236,6 +236,10 @@ def changes(form: Form, before: Form, fields: Mapping[str, str], body: dict[str,
 # ---- pages
 
 
+class LoggedOut(Unauthorized):
+    """Nobody is logged in."""
+
+
 class Page(Base):
     """A page. Its route says which scope it takes; the session's token must have it."""
 
@@ -246,15 +250,7 @@ class Page(Base):
 
     async def prepare(self) -> None:
         super().prepare()
-        self.caller = await self._session()
-        scope = self.access[self.request.method or ""]
-        if scope != PUBLIC and self.caller is None:
-            self._to_login()
-            return
-        if scope != PUBLIC and self.caller is not None and scope not in self.caller.scopes:
-            raise Forbidden(f"Your token lacks the scope {scope}.")
-        if len(self.request.body) > base.BODY:
-            raise TooLarge("The form is over 1 MB.")
+        await self.authorize()
         self.path_kwargs = {name: path_value(name, text) for name, text in self.path_kwargs.items()}
 
     def set_default_headers(self) -> None:
@@ -263,6 +259,17 @@ class Page(Base):
         self.set_header("Content-Type", "text/html; charset=utf-8")
 
     # the session
+
+    async def authorize(self) -> None:
+        """Raise unless somebody is logged in whose token has the scope."""
+        self.caller = await self._session()
+        scope = self.access[self.request.method or ""]
+        if scope == PUBLIC:
+            return
+        if self.caller is None:
+            raise LoggedOut
+        if scope not in self.caller.scopes:
+            raise Forbidden(f"Your token lacks the scope {scope}.")
 
     async def _session(self) -> Caller | None:
         """Who is logged in: the cookie names a token by its SHA-256, and the token must still be good."""
@@ -373,6 +380,9 @@ class Page(Base):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        if isinstance(error, LoggedOut):
+            self._to_login()
+            return
         problem = problem_of(error, status_code)
         if self.is_live and problem["status"] in (401, 403, 404):
             self._reload()
