@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from openapi_spec_validator import validate
 
-from notifier.web import schemas
+from notifier.web import mailings, schemas
 from notifier.web.base import operation_of
 from notifier.web.openapi import describe
 from notifier.web.routes import API, ROUTES
@@ -64,6 +64,14 @@ async def test_the_examples_work_when_sent(api: Api, noun: str) -> None:
         reply = await api.post(f"/{noun}", example["value"])
         assert reply.status in (200, 201), (name, reply.body)
         assert b'"invalid"' not in reply.body
+
+
+def test_no_example_texts_everybody_and_the_first_nobody() -> None:
+    operation = operation_of(mailings.Mailings.post)
+    assert operation is not None
+    first, *others = operation.examples.values()
+    assert first["draft"]
+    assert all(each["filter"] for each in (first, *others))
 
 
 def test_the_docs_need_nothing_from_elsewhere() -> None:
