@@ -370,13 +370,22 @@ class Base(tornado.web.RequestHandler):
         if hasattr(self, "request_id"):
             self.set_header("X-Request-ID", self.request_id)
 
+    @property
+    def verb(self) -> str:
+        """The method; HEAD is a GET whose body Tornado keeps to itself."""
+        method = self.request.method or ""
+        return "GET" if method == "HEAD" else method
+
+    async def head(self, *args: Any, **kwargs: Any) -> None:
+        """Answer as to a GET."""
+        await self.get(*args, **kwargs)  # type: ignore[misc]
+
     def prepare(self) -> Awaitable[None] | None:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
         if self.refused is not None:
             raise self.refused
-        if self.request.method not in self.access:
-            raise tornado.web.HTTPError(405)
+        self._check_method()
         if any("\0" in text for text in self.path_kwargs.values()):
             raise tornado.web.HTTPError(404)
         return None
@@ -386,19 +395,22 @@ class Base(tornado.web.RequestHandler):
 
         ``length`` is what the head says of it, None where it does not. Asked of large bodies before they are read.
         """
-        if self.request.method not in self.access:
-            raise tornado.web.HTTPError(405)
+        self._check_method()
         await self.authorize()
-        most = SMALL_BODY if self.access[self.request.method] == PUBLIC else self.MAX_BODY
+        most = SMALL_BODY if self.access[self.verb] == PUBLIC else self.MAX_BODY
         if length is not None and length > most:
             raise TooLarge(most)
         return most
+
+    def _check_method(self) -> None:
+        if self.verb not in self.access:
+            raise tornado.web.HTTPError(405)
 
     async def authorize(self) -> None:
         """Raise unless whoever asks may: here everybody."""
 
     def check_xsrf_cookie(self) -> None:
-        if self.request.method in self.access and self.refused is None:  # else there is an error to come
+        if self.verb in self.access and self.refused is None:  # else there is an error to come
             super().check_xsrf_cookie()
 
     def wake(self) -> None:
@@ -438,10 +450,10 @@ class Base(tornado.web.RequestHandler):
             mark = ', error="invalid_token"' if "Authorization" in self.request.headers else ""
             self.set_header("WWW-Authenticate", f'Bearer realm="notifier"{mark}')
         elif status == 403 and isinstance(error, Forbidden):
-            scope = self.access[self.request.method or ""]
+            scope = self.access[self.verb]
             self.set_header("WWW-Authenticate", f'Bearer realm="notifier", error="insufficient_scope", scope="{scope}"')
         elif status == 405:
-            self.set_header("Allow", ", ".join(sorted(self.access)))
+            self.set_header("Allow", ", ".join(sorted({*self.access, *(["HEAD"] if "GET" in self.access else [])})))
         elif status == 415:
             self.set_header("Accept-Encoding", "identity")
         elif status == 503:
@@ -478,19 +490,18 @@ class Handler(Base):
 
     async def prepare(self) -> None:
         super().prepare()
-        method = self.request.method or ""
         await self.authorize()
         if self.request.body and self.request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise Encoded
         self.path_kwargs = {name: path_value(name, text) for name, text in self.path_kwargs.items()}
-        self.operation = operation_of(getattr(self, method.lower()))
+        self.operation = operation_of(getattr(self, self.verb.lower()))
         if self.operation is not None:
             self.params = schemas.load_query(self.operation.query, self.request.query_arguments)
             self.body = await self._read_body(self.operation.body)
 
     async def authorize(self) -> None:
         """Raise unless the token has the scope."""
-        scope = self.access[self.request.method or ""]
+        scope = self.access[self.verb]
         if scope == PUBLIC:
             return
         kind, _, token = self.request.headers.get("Authorization", "").partition(" ")
@@ -504,7 +515,7 @@ class Handler(Base):
 
     async def _read_body(self, schema: type[Schema] | None) -> dict[str, Any]:
         body = self.request.body
-        if schema is None and (not body or self.request.method in ("GET", "DELETE")):
+        if schema is None and (not body or self.verb in ("GET", "DELETE")):
             return {}
         value = schemas.parse(body) if len(body) < LARGE else await asyncio.to_thread(schemas.parse, body)
         return schemas.load(schema or schemas.NoBody, value)

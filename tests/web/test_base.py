@@ -137,12 +137,28 @@ async def test_where_there_is_nothing_and_methods_nobody_takes(api: Api) -> None
     for path in ("/nothing", "//nothing", "//api/v2/clients", "/clients/1/x"):
         reply = await api.get(path)
         assert (reply.status, reply.headers["Content-Type"]) == (404, "application/problem+json")
-    for method in ("PUT", "OPTIONS", "HEAD", "TRACE", "FOO"):
+    for method in ("PUT", "OPTIONS", "TRACE", "FOO"):
         reply = await api.call(method, "/clients")
-        assert (reply.status, reply.headers["Allow"]) == (405, "GET, POST"), method
+        assert (reply.status, reply.headers["Allow"]) == (405, "GET, HEAD, POST"), method
+    assert (await api.get("/clients/batch")).headers["Allow"] == "POST"
+    assert (await api.call("HEAD", "/clients/batch")).status == 405
     # Neither is an address without a token of its own a matter of forms.
     assert (await api.post("//nothing")).status == 404
     assert (await api.post("//healthz")).status == 405
+
+
+async def test_head_is_a_get_without_its_body(api: Api) -> None:
+    client = await clients.create(api.context.db, phone=79161234567)
+    paths = ("/clients", f"/clients/{client.id}", "//healthz", "//readyz", "//metrics", "//docs/", "//openapi.json",
+             "//static/docs/docs.js", "//admin/login", "/clients/99", "/clients?limit=0")  # fmt: skip
+    for path in paths:
+        reply, whole = await api.call("HEAD", path), await api.get(path)
+        assert (reply.status, reply.body) == (whole.status, b""), path
+        for name in ("Content-Type", "ETag"):
+            assert reply.headers.get(name) == whole.headers.get(name), path
+    api.token = None
+    assert (await api.call("HEAD", "/clients")).status == 401
+    assert (await api.call("HEAD", "//admin/clients")).status == 303
 
 
 async def test_a_sane_request_id_is_kept_and_any_other_replaced(api: Api) -> None:

@@ -263,7 +263,7 @@ class Page(Base):
     async def authorize(self) -> None:
         """Raise unless somebody is logged in whose token has the scope."""
         self.caller = await self._session()
-        scope = self.access[self.request.method or ""]
+        scope = self.access[self.verb]
         if scope == PUBLIC:
             return
         if self.caller is None:
@@ -281,7 +281,7 @@ class Page(Base):
             self._reload()
             return
         query = ""
-        if self.request.method == "GET" and self.request.uri != HOME:
+        if self.verb == "GET" and self.request.uri != HOME:
             query = f"?{urlencode({'next': self.request.uri})}"
         self.redirect(f"/admin/login{query}", status=303)
 
