@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 import click
+import psycopg
 import structlog
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
@@ -74,6 +75,9 @@ def told(*, failed: int = 1, stopped: int = 1) -> Iterator[None]:
         sys.exit(2)
     except NotifierError as error:
         click.echo(f"error: {error}", err=True)
+        sys.exit(failed)
+    except psycopg.Error as error:  # of the migrations
+        click.echo(f"error: the database says: {str(error).strip() or type(error).__name__}", err=True)
         sys.exit(failed)
     except KeyboardInterrupt:
         click.echo("stopped", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
 import psycopg
@@ -178,6 +180,35 @@ def test_an_audit_that_cannot_run(tmp_path: Path, empty_dsn: str, dsn: str) -> N
     assert failing.stdout.startswith("ok mailings_over 0\n")
     assert "the audit could not run" in failing.stderr
     for ended in (unmigrated, failing):
+        assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def guest(empty_dsn: str) -> Iterator[str]:
+    """The address of the empty database for a role that does not own it."""
+    name = f"guest_{secrets.token_hex(4)}"
+    parts = urlsplit(empty_dsn)
+    with psycopg.connect(empty_dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
+        yield parts._replace(netloc=f"{name}:x@{parts.netloc.rpartition('@')[2]}").geturl()
+        connection.execute(f"DROP ROLE {name}")
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate"])
+def test_a_role_that_may_not_make_tables_is_told_so(tmp_path: Path, guest: str, command: str) -> None:
+    ended = run(tmp_path, command, DATABASE_URL=guest, SECRET_KEY=KEY)
+    assert ended.returncode == 1
+    (line,) = [each for each in ended.stderr.splitlines() if each.startswith("error:")]
+    assert f"may not create tables in the database {urlsplit(guest).path[1:]}" in line
+    assert "Traceback" not in ended.stderr
+
+
+def test_what_the_database_says_of_a_migration_is_told(tmp_path: Path, empty_dsn: str, closed: str) -> None:
+    there = {"DATABASE_URL": empty_dsn, "SECRET_KEY": KEY, "DATABASE_MIGRATION_URL": closed}
+    for arguments in (["migrate"], ["migrate", "--status"]):
+        ended = run(tmp_path, *arguments, **there)
+        assert ended.returncode == 1
+        assert "error: the database says: connection" in ended.stderr
         assert "Traceback" not in ended.stderr
 
 

@@ -107,7 +107,8 @@ async def transaction(db: Db, *, snapshot: bool = False) -> AsyncIterator[Connec
 def migrate(dsn: str, folder: Path = MIGRATIONS) -> list[str]:
     """Apply what is not applied yet and return the names; any number of replicas may do so at once.
 
-    Raises ``psycopg.Error`` when a migration fails; what stood before it stays applied.
+    Raises ``psycopg.Error`` when a migration fails; what stood before it stays applied. Raises ``NotifierError`` for
+    a role that may not create tables.
     """
     with psycopg.connect(dsn) as connection:
         # In a transaction held open, so that it holds behind a pooler too.
@@ -115,6 +116,17 @@ def migrate(dsn: str, folder: Path = MIGRATIONS) -> list[str]:
         connection.execute("SET LOCAL statement_timeout = 0")
         # Without a parameter: one would keep a snapshot, for which CREATE INDEX CONCURRENTLY waits for ever.
         connection.execute(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+        # Before yoyo, which hides that it could not make its tables.
+        rights = connection.execute(
+            """
+            SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), false),
+                   format('the role %s may not create tables in the database %s: make it the owner,'
+                          ' with ALTER DATABASE %2$I OWNER TO %1$I', current_user, current_database())
+            """
+        ).fetchone()
+        assert rights is not None
+        if not rights[0]:
+            raise NotifierError(rights[1])
         with _backend(dsn) as backend:
             backend.break_lock()  # its holder is dead, or we would not hold ours
             with backend.lock():
