@@ -253,13 +253,24 @@ async def charge(db: Db, name: str, tokens: float) -> None:
 
 
 async def note_errors(db: Db, name: str, errors: list[dict[str, Any]]) -> None:
-    """Keep the newest errors for people to read, newest first; each has ``at outcome status_code reason``."""
+    """Keep the newest errors for people to read, newest first; each has ``at outcome status_code reason``.
+
+    ``at`` is when the request was started, which is not the order in which they end.
+    """
     await db.execute(
         """
         UPDATE gateways
-        SET last_errors = jsonb_path_query_array($2::jsonb || last_errors, '$[0 to 9]')
+        SET last_errors = (
+            SELECT coalesce(jsonb_agg(error ORDER BY error ->> 'at' DESC), '[]')
+            FROM (
+                -- times of one zone and width: as text they sort as times
+                SELECT error FROM jsonb_array_elements($2::jsonb || last_errors) error
+                ORDER BY error ->> 'at' DESC LIMIT $3
+            ) newest
+        )
         WHERE name = $1
         """,
         name,
-        errors[-LAST_ERRORS:][::-1],
+        errors,
+        LAST_ERRORS,
     )

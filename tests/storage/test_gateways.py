@@ -363,7 +363,8 @@ async def test_without_the_lock_tokens_are_taken_twice(db: Pool) -> None:
 
 async def test_the_last_ten_errors_are_kept_newest_first(db: Pool) -> None:
     def errors(*numbers: int) -> list[dict[str, Any]]:
-        return [{"at": str(n), "outcome": "unknown", "status_code": None, "reason": None} for n in numbers]
+        times = (f"2026-01-31T09:00:{n:02}.000000Z" for n in numbers)
+        return [{"at": at, "outcome": "unknown", "status_code": None, "reason": None} for at in times]
 
     await gateways.note_errors(db, NAME, errors(1, 2, 3))
     assert (await gateways.get(db, NAME)).last_errors == errors(3, 2, 1)
@@ -372,3 +373,6 @@ async def test_the_last_ten_errors_are_kept_newest_first(db: Pool) -> None:
     assert (await gateways.get(db, NAME)).last_errors == errors(*range(11, 1, -1))
     await gateways.note_errors(db, NAME, errors(*range(20, 40)))
     assert (await gateways.get(db, NAME)).last_errors == errors(*range(39, 29, -1))
+    # Those of a slow request, or of another replica, come late.
+    await gateways.note_errors(db, NAME, errors(41, 35, 40, 1))
+    assert (await gateways.get(db, NAME)).last_errors == errors(41, 40, 39, 38, 37, 36, 35, 35, 34, 33)
