@@ -19,6 +19,7 @@ from notifier.models import Outcome, Reason
 CONNECT_TIMEOUT = 3.0  # seconds for name, TCP and TLS together; a gateway that takes longer is away
 KEEP_ALIVE = 15.0  # seconds; under the idle timeouts of usual proxies, so that they do not close under our hands
 BODY_LIMIT = 64 * 1024  # bytes, decoded; an answer is some dozen
+DETAIL_TIMEOUT = 1.0  # seconds; a refusal is known by its status, so that its words are not waited for long
 DETAIL_LIMIT = 300  # characters of a gateway's words that are kept
 RETRY_AFTER = (1.0, 3600.0)  # seconds; what a Retry-After is clamped to
 
@@ -79,7 +80,10 @@ class Gateway:
                     return classify_body(await _read(response))
                 if 200 < response.status < 300:
                     return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, response.status)
-                return classify_status(response.status, response.headers.get(hdrs.RETRY_AFTER), time.time())
+                answer = classify_status(response.status, response.headers.get(hdrs.RETRY_AFTER), time.time())
+                if answer.outcome in (Outcome.REJECTED, Outcome.MISCONFIGURED):
+                    return answer._replace(detail=await _said(response))
+                return answer
         except Exception as error:  # whatever a stranger's server makes a library do
             return classify_error(error)
 
@@ -102,6 +106,16 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
     decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
     decoded = decoder.decompress(bytes(body), BODY_LIMIT + 1)
     return decoded if len(decoded) <= BODY_LIMIT else None
+
+
+async def _said(response: aiohttp.ClientResponse) -> str | None:
+    """What a refusal says, where it says so soon; whatever is wrong with its body changes nothing."""
+    try:
+        async with asyncio.timeout(DETAIL_TIMEOUT):
+            body = await _read(response)
+    except Exception:
+        return None
+    return _words(body.decode("utf-8", "replace")) if body else None
 
 
 def classify_body(body: bytes | None) -> Answer:

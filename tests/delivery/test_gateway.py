@@ -10,7 +10,7 @@ import aiohttp
 import orjson
 import pytest
 
-from notifier.delivery.gateway import Gateway, classify_body, classify_error, classify_status, parse_retry_after
+from notifier.delivery.gateway import Answer, Gateway, classify_body, classify_error, classify_status, parse_retry_after
 from notifier.models import Outcome, Reason
 from notifier.simulator import Simulator
 
@@ -114,3 +114,42 @@ async def test_the_request_is_as_agreed() -> None:
         (entry,) = simulator.entries()
         assert (entry.id, entry.phone, entry.text) == (2**53 + 1, 79161234567, "Привет «мир»\n\U0001f600")
         assert entry.authorized
+
+
+async def _answered(*parts: bytes) -> Answer:
+    """What becomes of an answer in these bytes, after which the connection is held open."""
+    held = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.writelines(parts)
+        await held.wait()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with Gateway("default", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "t", timeout=30) as gateway:
+        found = await gateway.send(1, 79160000000, b'"x"')
+    held.set()
+    server.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b'Content-Length: 21\r\n\r\n{"error":"bad phone"}', '{"error":"bad phone"}'),
+        (b"Content-Length: 0\r\n\r\n", None),
+        (b"Content-Length: 400\r\n\r\n" + b"x" * 400, "x" * 300),
+        (b"Content-Length: 4\r\n\r\n\xff\x00ab", "\ufffd\ufffdab"),
+        (b"Content-Length: 70000\r\n\r\n" + b"x" * 70_000, None),
+        (b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc", None),
+        (b"Content-Length: 99\r\n\r\nit never ends", None),
+    ],
+)
+async def test_a_refusal_s_words_are_kept_and_change_nothing(
+    body: bytes, detail: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if b"never" in body:
+        monkeypatch.setattr("notifier.delivery.gateway.DETAIL_TIMEOUT", 0.05)
+    answer = await _answered(b"HTTP/1.1 400 Bad Request\r\n" + body)
+    assert answer == Answer(Outcome.REJECTED, Reason.REJECTED, 400, detail)
