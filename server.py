@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from notifier.cli import main
+import sys
 
 if __name__ == "__main__":
-    main()
+    try:
+        from notifier.cli import main  # here, since it takes a second
+
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped")

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from zoneinfo import ZoneInfo
 
 import click
@@ -243,13 +243,20 @@ def _routes(settings: Settings) -> Any:
     return tuple(route for route in ROUTES if settings.role != "worker" or issubclass(route.handler, OBSERVED))
 
 
+def end_at_once() -> NoReturn:
+    """End the process as a crash would, but for the embedded PostgreSQL, which nobody else may use."""
+    click.echo("ended at once", err=True)
+    embedded.abandon()
+    os._exit(1)
+
+
 async def serve(settings: Settings, dsn: str, sockets: list[socket.socket]) -> None:
     """Serve on the `bound` sockets until SIGTERM or SIGINT; a second signal ends the process at once."""
     stop = asyncio.Event()
 
     def signalled() -> None:
         if stop.is_set():
-            os._exit(1)
+            end_at_once()
         stop.set()
 
     loop = asyncio.get_running_loop()

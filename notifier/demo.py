@@ -121,7 +121,7 @@ async def _until_stopped(work: Coroutine[Any, Any, None]) -> bool:
 
     def signalled() -> None:
         if task.cancelling():
-            os._exit(1)
+            app.end_at_once()
         task.cancel()
 
     for each in (signal.SIGTERM, signal.SIGINT):

@@ -271,6 +271,38 @@ async def test_the_embedded_database_is_killed_and_service_recovers(place: Path)
         assert "Traceback" not in one.said()
 
 
+async def test_a_second_signal_ends_it_and_stops_the_embedded_database(place: Path) -> None:
+    hanging = (
+        "import asyncio\n"
+        "from notifier import cli\n"
+        "from notifier.delivery.scheduler import Scheduler\n"
+        "async def stop(self, grace): await asyncio.Event().wait()\n"
+        "Scheduler.stop = stop\n"
+        "cli.main(['serve'])"
+    )
+    with started(place, "serve", "-c", hanging, PYTHONPATH=str(SERVER.parent)) as one:
+        await one.up()
+        one.process.send_signal(signal.SIGINT)
+        await poll_until(lambda: '"stopping"' in one.said(), 20)
+        one.process.send_signal(signal.SIGINT)
+        await poll_until(lambda: one.process.poll() is not None, 20)
+        assert one.process.returncode == 1
+        await poll_until(lambda: not (place / "postgresql/postgres/data/postmaster.pid").exists(), 20)
+        assert "Traceback" not in one.said()
+
+
+def test_ctrl_c_while_it_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Impatient:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'notifier.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Impatient())"
+    )
+    ended = run(tmp_path, "serve", PYTHONPATH=str(tmp_path))
+    assert (ended.returncode, ended.stderr) == (1, "stopped\n")
+
+
 async def test_a_database_that_is_away_is_waited_for(place: Path, closed: str) -> None:
     with started(place, DATABASE_URL=closed, SECRET_KEY=KEY) as waiting:
         await poll_until(lambda: "the database is away, waiting up to 60 s more" in waiting.said(), 20)

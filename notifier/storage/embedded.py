@@ -15,6 +15,7 @@ import importlib.util
 import os
 import pwd
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -83,13 +84,50 @@ def running(data_dir: Path, *, fast: bool = False) -> Iterator[str]:
         try:
             start = partial(_start, home, owner, sockets, dsn, fast)
             start()
-            with _watched(home, owner, start):
+            with _watched(home, owner, start), _used(home, owner, dsn, users):
                 yield dsn
         finally:
             if _locked(users):
-                _stop(home, owner, dsn)
+                with _deaf():
+                    _stop(home, owner, dsn)
                 if sockets != home:
                     shutil.rmtree(sockets)
+
+
+def abandon() -> None:
+    """Ask every server that only this process uses to stop: for one that ends without leaving `running`."""
+    for abandoned in _USED:
+        abandoned()
+
+
+_USED: list[Callable[[], None]] = []
+
+
+@contextmanager
+def _used(home: Path, owner: os.stat_result, dsn: str, users: BinaryIO) -> Iterator[None]:
+    def abandoned() -> None:
+        if _locked(users):
+            _stop(home, owner, dsn, wait=False)
+
+    _USED.append(abandoned)
+    try:
+        yield
+    finally:
+        _USED.remove(abandoned)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Let no impatient Ctrl-C leave the server running; it stops in a moment."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)
 
 
 def _start(home: Path, owner: os.stat_result, sockets: Path, dsn: str, fast: bool) -> None:
@@ -167,7 +205,7 @@ def _init(binaries: Path, home: Path, owner: os.stat_result, fast: bool, log: Bi
     new.rename(home / "data")
 
 
-def _stop(home: Path, owner: os.stat_result, dsn: str) -> None:
+def _stop(home: Path, owner: os.stat_result, dsn: str, *, wait: bool = True) -> None:
     deadline = time.monotonic() + WAIT
     asked = False
     with _open(home / "server.lock", owner) as lock, _open(home / "server.log", owner) as log:
@@ -175,6 +213,8 @@ def _stop(home: Path, owner: os.stat_result, dsn: str) -> None:
             if not asked and _answers(dsn):  # only then is the number in postmaster.pid a postmaster's
                 log.seek(0, os.SEEK_END)
                 _run([programs() / "pg_ctl", "stop", "-W", "-m", "fast", "-D", home / "data"], owner, log)
+                if not wait:
+                    return
                 asked = True
             if time.monotonic() > deadline:
                 raise NotifierError(f"the embedded PostgreSQL does not stop:\n{_log(home)}")

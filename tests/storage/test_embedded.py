@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -380,3 +381,18 @@ def test_folder_of_another_user_is_refused(place: Path) -> None:
     with pytest.raises(NotifierError, match="another DATA_DIR"), running(place, fast=True):
         pass
     (place / "postgres").chmod(0o700)
+
+
+def test_an_impatient_ctrl_c_does_not_keep_it_from_being_stopped(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        really(*arguments)
+
+    really = embedded._stop
+    monkeypatch.setattr(embedded, "_stop", stop)
+    before = signal.getsignal(signal.SIGINT)
+    with running(place, fast=True):
+        assert postmaster(place)
+    assert not (place / "postgres/data/postmaster.pid").exists()
+    assert signal.getsignal(signal.SIGINT) is before
