@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
 
 import asyncpg
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from notifier import __version__, app, settings, simulator
 from notifier.demo import command as demo
-from notifier.errors import NotifierError
+from notifier.errors import NotifierError, SettingsError
 from notifier.storage import audit as checks
 from notifier.storage import database, embedded
 
@@ -52,7 +52,7 @@ def migrate(status: bool) -> None:
         if not status:
             with app.a_database(loaded) as dsn:
                 applied = database.migration_status(dsn)
-            click.echo(f"{len(applied)} migrations, all applied")
+            click.echo(f"{len(applied)} migration{'s' * (len(applied) != 1)}, all applied")
             return
         for name, done in _migration_status(loaded):
             click.echo(f"{'applied' if done else 'pending'}  {name}")
@@ -116,12 +116,19 @@ def config() -> None:
 @config.command()
 def check() -> None:
     """Show all settings with where each came from, secrets masked; every error at once, exit 2 if any."""
-    with app.told():
-        loaded = settings.Settings.load()
-        table = Table("setting", "value", "from")
-        for row in loaded.describe():
-            table.add_row(*row)
-        Console().print(table)
+    errors: list[str] = []
+    try:
+        rows: Sequence[tuple[str, str, str]] = settings.Settings.load().describe()
+    except SettingsError as error:
+        errors, rows = error.errors, error.rows
+    table = Table("setting", "value", "from")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    for line in errors:
+        click.echo(f"error: {line}", err=True)
+    if errors:
+        sys.exit(2)
 
 
 main.add_command(simulator.command)

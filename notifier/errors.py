@@ -13,6 +13,7 @@ NotifierError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -24,10 +25,10 @@ class NotifierError(Exception):
 
 
 class SettingsError(NotifierError):
-    """The settings are wrong."""
+    """The settings are wrong; ``rows`` are all settings for people to read, as far as they could be read."""
 
-    def __init__(self, errors: list[str]) -> None:
-        self.errors = errors
+    def __init__(self, errors: list[str], rows: Sequence[tuple[str, str, str]] = ()) -> None:
+        self.errors, self.rows = errors, rows
         super().__init__("\n".join(errors))
 
 

@@ -30,7 +30,7 @@ LogFormat = Literal["console", "json"]
 
 BOOTSTRAP_TOKEN_MIN = 20
 SECRET_KEY_MIN = 32
-# Misspelt names are looked for only here: too many other programs use HOST, LOG_… and the like.
+# In the environment misspelt names are looked for only here: too many other programs use HOST, LOG_… and the like.
 OWN_PREFIXES = ("DATABASE_", "GATEWAY_")
 
 
@@ -146,7 +146,7 @@ def _bearer(least: int) -> Callable[[str], str]:
 def _long(least: int) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if len(text) < least:
-            raise ValueError(f"has {len(text)} characters; give at least {least}")
+            raise ValueError(f"has {len(text)} character{'s' * (len(text) != 1)}; give at least {least}")
         return text
 
     return parse
@@ -289,20 +289,29 @@ class Settings:
         errors += _misspelt(given)
         errors += _contradictions(values, sources)
         if errors:
-            raise SettingsError(errors)
+            raise SettingsError(errors, _rows(values, sources))
         values.setdefault("database_migration_url", values.get("database_url"))
         return cls(**values, sources=sources)
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Return (name, value, source) of every setting for people to read, secrets masked."""
-        return [
-            (
-                field.name.upper(),
-                _shown(getattr(self, field.name), field.metadata["secret"]),
-                self.sources.get(field.name.upper(), "default"),
-            )
-            for field in _FIELDS
-        ]
+        return _rows({field.name: getattr(self, field.name) for field in _FIELDS}, self.sources)
+
+
+def _rows(values: Mapping[str, Any], sources: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return (name, value, source) of every setting; one that is given and has no value is wrong."""
+    rows = []
+    for field in _FIELDS:
+        name = field.name.upper()
+        source = sources.get(name, "wrong")
+        if field.name in values:
+            shown = _shown(values[field.name], field.metadata["secret"])
+        elif source == "default":
+            shown = field.metadata["shown"] or "–"
+        else:
+            shown = "wrong, see below"
+        rows.append((name, shown, source))
+    return rows
 
 
 _FIELDS = tuple(field for field in dataclasses.fields(Settings) if field.metadata)
@@ -378,8 +387,11 @@ def _find(name: str, secret: bool, given: Mapping[str, tuple[str, str]]) -> tupl
     return text, "file"
 
 
-def _misspelt(given: Mapping[str, object]) -> list[str]:
-    """Return a line for each name that nearly is one of ours: a typo would otherwise be a silent default."""
+def _misspelt(given: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Return a line for each name that nearly is one of ours: a typo would otherwise be a silent default.
+
+    Names without a prefix of ours are only looked at in the file: the environment is full of others' names.
+    """
     known = [setting.name for setting in SETTINGS]
     known += [f"{setting.name}_FILE" for setting in SETTINGS if setting.secret]
     errors = []
@@ -390,6 +402,9 @@ def _misspelt(given: Mapping[str, object]) -> list[str]:
                 rests = [each.removeprefix(prefix) for each in known if each.startswith(prefix)]
                 close = difflib.get_close_matches(name.removeprefix(prefix), rests, n=1, cutoff=0.65)
                 errors += [f"{name}: there is no such setting; did you mean {prefix}{rest}?" for rest in close]
+        if given[name][1] == ".env" and not name.startswith(OWN_PREFIXES):
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+            errors += [f"{name}: there is no such setting; did you mean {each}?" for each in close]
     return errors
 
 

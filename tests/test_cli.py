@@ -123,6 +123,20 @@ def test_config_check_shows_every_setting_without_secrets(tmp_path: Path) -> Non
     assert "default" in next(line for line in ended.stdout.splitlines() if "SHUTDOWN_GRACE" in line)
 
 
+def test_config_check_shows_the_settings_beside_the_errors(tmp_path: Path) -> None:
+    ended = run(tmp_path, "config", "check", BOOTSTRAP_TOKEN="short", PORT="eighty", GATEWAY_RATE="50")
+    assert ended.returncode == 2
+    lines = {line.split()[1]: line for line in ended.stdout.splitlines() if len(line.split()) > 4}
+    assert "50" in lines["GATEWAY_RATE"]
+    assert "15" in lines["GATEWAY_TIMEOUT"]
+    assert "wrong, see below" in lines["PORT"]
+    assert "eighty" not in ended.stdout
+    assert [line.split()[:2] for line in ended.stderr.splitlines()] == [
+        ["error:", "PORT:"],
+        ["error:", "BOOTSTRAP_TOKEN:"],
+    ]
+
+
 @pytest.mark.parametrize(
     "command", [("config", "check"), ("serve",), (), ("migrate",), ("migrate", "--status"), ("audit",)]
 )

@@ -180,6 +180,15 @@ def test_other_programs_variables_are_left_alone() -> None:
     Settings.load({"DATABASE_HOST": "x", "DATABASE_USER": "x", "GATEWAY_INTERFACE": "CGI/1.1"}, None)
 
 
+def test_a_misspelt_name_in_the_env_file_is_an_error_without_a_prefix_too(tmp_path: Path) -> None:
+    others = "POSTGRES_PASSWORD=x\nPOSTGRES_DB=x\nCOMPOSE_PROFILES=x\nTZ=UTC\n"
+    (tmp_path / ".env").write_text(others + "PROT=99\n")
+    (error,) = errors_of({}, tmp_path / ".env")
+    assert error == "PROT: there is no such setting; did you mean PORT?"
+    (tmp_path / ".env").write_text(others)
+    assert Settings.load({"PROT": "99"}, tmp_path / ".env").port == 8080
+
+
 def test_the_environment_beats_the_env_file(tmp_path: Path) -> None:
     env_file = tmp_path / ".env"
     env_file.write_text('PORT=1\nHOST="::"\nSECRET_KEY=${not_a_variable}0123456789012345\nROLE\n')
