@@ -563,7 +563,7 @@ REFUSED = {
     "/nothing": 404,
     "/healthz": 405,
     "/admin/login": 413,
-    "/admin/mailings": 303,
+    "/admin/mailings": 401,
 }
 
 

@@ -130,6 +130,10 @@ class Browser:
         """Submit, and look at the page it leads to."""
         return await self.get((await self.submit(page, action, **changes)).location)
 
+    def xsrf(self) -> str:
+        """What a form that is open in another tab would send."""
+        return self.cookies["_xsrf"]
+
     async def log_in(self, token: str = TOKEN) -> Browser:
         assert (await self.submit("/admin/login", "/admin/login", token=token)).location == "/admin/"
         return self
@@ -198,6 +202,34 @@ async def test_cookies_are_for_these_pages_only_and_tell_no_token(browser: Brows
 
     browser.cookies["session"] = browser.cookies["session"][:-1] + "0"
     assert (await browser.get("/admin/")).status == 303
+
+
+async def test_what_was_entered_outlives_a_log_out_in_another_tab(browser: Browser) -> None:
+    await browser.log_in()
+    entered = (await browser.get("/admin/mailings/new")).form("/admin/mailings")
+    entered |= {"name": "Ours", "text": " two\nlines <b>", "audience": "everybody", "ends_at": SOON, "draft": "1"}
+    await browser.press("/admin/", "/admin/logout")
+    lost = await browser.post("/admin/mailings", {**entered, "_xsrf": browser.xsrf(), "sure": "1"})
+    assert lost.status == 401
+    assert "You were logged out: nothing was saved." in lost.text
+    wrong = await browser.post("/admin/login", lost.form("/admin/login") | {"token": "wrong"})
+    assert "nothing was saved" in wrong.text
+    back = await browser.post("/admin/login", wrong.form("/admin/login") | {"token": TOKEN})
+    kept = back.form("/admin/mailings")
+    assert kept | {"_xsrf": ""} == entered | {"_xsrf": ""}  # and nobody is sure any more
+    path = (await browser.post("/admin/mailings", kept)).location
+    assert "two\nlines &lt;b&gt;" in (await browser.get(path)).html
+
+
+async def test_a_form_too_large_to_be_kept_is_said_to_be_lost(browser: Browser) -> None:
+    await browser.log_in()
+    await browser.press("/admin/", "/admin/logout")
+    for size in (40_000, 100_000):
+        lost = await browser.post("/admin/mailings", {"_xsrf": browser.xsrf(), "text": "x" * size})
+        assert (lost.status, "nothing was saved" in lost.text) == (401, True)
+        again = await browser.post("/admin/login", lost.form("/admin/login") | {"token": TOKEN, "next": "/admin/"})
+        assert again.location == "/admin/"
+        await browser.press("/admin/", "/admin/logout")
 
 
 async def test_a_session_ends_with_its_token_and_may_what_the_token_may(make_api: MakeApi) -> None:

@@ -38,6 +38,8 @@ SESSION_DAYS = 0.5
 FLASH_DAYS = 5 / 24 / 60
 """Five minutes: who comes back later need not hear of it."""
 HOME = "/admin/"
+KEPT_MAX = base.SMALL_BODY // 2
+"""Bytes of a form that are kept over a log-in: as much as the form of the log-in can carry along."""
 TOLD = 5
 """Errors told of one field: a list of a thousand tags has room for more than anybody reads."""
 # A second request of a double click waits so long for the first.
@@ -280,10 +282,21 @@ class Page(Base):
         if self.is_live:
             self._reload()
             return
+        if self.verb != "GET":
+            self.set_status(401)
+            kept = self._kept() if len(self.request.body) <= KEPT_MAX else {}
+            again = self.request.path if kept else ""
+            self.show("session/login.html", form=Form({"token": ""}), next=HOME, lost=True, again=again, kept=kept)
+            return
         query = ""
         if self.verb == "GET" and self.request.uri != HOME:
             query = f"?{urlencode({'next': self.request.uri})}"
         self.redirect(f"/admin/login{query}", status=303)
+
+    def _kept(self) -> dict[str, str]:
+        """What was entered, but for what would skip a question: time has passed."""
+        given = self.request.body_arguments
+        return {name: given[name][-1].decode("utf-8", "replace") for name in given if name not in ("_xsrf", "sure")}
 
     def set_cookie(self, name: str, value: str | bytes, *args: Any, **kwargs: Any) -> None:
         """Set a cookie; all of ours are for these pages only, and no script's business."""

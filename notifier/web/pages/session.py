@@ -11,6 +11,8 @@ from notifier.web.pages.base import HOME, SESSION_DAYS, Form, Page
 
 DELAY = 1.0
 """Seconds that a wrong token costs: with `GUESSES` at once, five guesses a second from one address."""
+KEPT = "kept-"
+"""Before the name of a field that is carried along to be sent again."""
 GUESSES = 5
 
 
@@ -48,19 +50,37 @@ class Login(Page):
             self._refuse("This token is not known. Check that all of it was pasted.")
             return
         self.set_signed_cookie("session", digest.hex(), expires_days=SESSION_DAYS)
+        if again := self._again:
+            self.caller = caller
+            self.show("session/again.html", again=again, kept=self._kept_before())
+            return
         self.redirect(self._next, status=303)
 
     @property
     def _next(self) -> str:
-        """Where to go then: only ever a page of ours."""
-        path = self.get_argument("next", HOME)
-        return path if path.startswith(HOME) and path.isprintable() and "\\" not in path else HOME
+        """Where to go then."""
+        return _ours(self.get_argument("next", HOME)) or HOME
+
+    @property
+    def _again(self) -> str:
+        """Where a form was sent by whom was logged out."""
+        return _ours(self.get_body_argument("again", ""))
+
+    def _kept_before(self) -> dict[str, str]:
+        given = self.request.body_arguments
+        return {name[len(KEPT) :]: self.get_body_argument(name, strip=False) for name in given if name.startswith(KEPT)}
 
     def _refuse(self, message: str) -> None:
         self._show(Form({"token": ""}, {"token": [message]}))
 
     def _show(self, form: Form) -> None:
-        self.show("session/login.html", form=form, next=self._next)
+        again, kept = self._again, self._kept_before()
+        self.show("session/login.html", form=form, next=self._next, lost=bool(again), again=again, kept=kept)
+
+
+def _ours(path: str) -> str:
+    """The path where it is one of these pages, else nothing."""
+    return path if path.startswith(HOME) and path.isprintable() and "\\" not in path else ""
 
 
 class Logout(Page):
