@@ -150,7 +150,7 @@ async def store(db: Db, replica: int, reports: Sequence[Report], results: Sequen
     """`storage.queue.record`, whatever PostgreSQL thinks of single values.
 
     A row that came in between makes the statement run again with a younger snapshot. A row that is refused bisects
-    the flush, so that the rest is recorded; the culprit is recorded as unknown, or not at all where that is refused too.
+    the flush, so that the rest is recorded; the culprit is recorded as unknown, or not at all where that is refused
     """
     try:
         return await queue.record(db, replica, reports, results)

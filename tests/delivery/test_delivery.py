@@ -770,7 +770,7 @@ async def test_nothing_starts_any_more_when_no_result_at_all_can_be_recorded(
     monkeypatch.setattr(recorder, "GIVEN_UP", 1)
     monkeypatch.setattr(sender, "AHEAD", 2)
     await world.replica(concurrency=2)
-    mailing, _ = await _planned_but_not_sent(world, 100)
+    await _planned_but_not_sent(world, 100)
     await _refuse(world, "true")
     await gateways.resume(world.db, "default")
     errors = partial(telemetry.REGISTRY.get_sample_value, "notifier_loop_errors_total", {"loop": "recorder"})
