@@ -133,8 +133,8 @@ async def _judge(stage: Stage, watched: Watched, known: dict[str, Any]) -> Figur
     try:
         found = [str(finding) async for finding in audit.run(pool) if finding.breach]
         alive = [replica.id for replica in stage.living()]
-        run = oracle.Run(**({"alive": alive, "audit": found, "latencies": watched.latencies} | known))
-        facts = await oracle.gather(pool, stage.gateway.entries(), run, ZoneInfo("UTC"))
+        given: dict[str, Any] = {"alive": alive, "audit": found, "latencies": watched.latencies}
+        facts = await oracle.gather(pool, stage.gateway.entries(), oracle.Run(**(given | known)), ZoneInfo("UTC"))
     finally:
         await pool.close()
     breaches = oracle.check(facts)

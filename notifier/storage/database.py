@@ -41,6 +41,8 @@ AWAY: tuple[type[BaseException], ...] = (
     asyncpg.InternalClientError,  # the connection is being closed; no host has the wanted attributes
 )
 """What asyncpg raises while the database is away, full, read-only or too slow: the same call may do later."""
+AWAY_AT_START: tuple[type[BaseException], ...] = (*AWAY, psycopg.OperationalError)
+"""The same of asyncpg and of psycopg, which migrates."""
 
 
 async def create_pool(
@@ -172,7 +174,7 @@ async def patiently(step: Callable[[], Awaitable[T]], *, seconds: float = 60.0, 
     while True:
         try:
             return await step()
-        except (*AWAY, psycopg.OperationalError) as error:
+        except AWAY_AT_START as error:
             left = deadline - time.monotonic()
             why = str(error) or type(error).__name__
             if left <= 0:

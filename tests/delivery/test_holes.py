@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -45,15 +44,21 @@ def _whoever_answers(self: limits.Limits, answer: Any, started: Any, *, probe: b
     return _note(self, answer, started, probe=True)
 
 
+def _again_and_again(outcome: Any, reason: Any, history: Any, _: OnUnknown, *, wait: float | None = None) -> Any:
+    return _after(outcome, reason, history, OnUnknown.RETRY, wait=wait)
+
+
 def _always_trusted(self: session.Session) -> bool:
     return self._locked
 
 
 async def _two_ahead(conn: Any, head: Any, *rest: Any) -> None:
-    await _write(conn, SimpleNamespace(**{**vars(head), "seq": head.seq + 1}), *rest)
+    head.seq += 1
+    await _write(conn, head, *rest)
 
 
 _stage, _look, _note, _write = sender.Sender._stage, scheduler.Watch.look, limits.Limits.note, ledger._write
+_after = backoff.after
 
 
 class Hole(NamedTuple):
@@ -98,7 +103,7 @@ HOLES: dict[str, Hole] = {
     "in doubt, and hold: never again by itself": Hole(
         backoff,
         "after",
-        lambda *given, **wait: _after(*given[:3], OnUnknown.RETRY, **wait),
+        _again_and_again,
         test_delivery.test_hold_never_sends_again_by_itself_and_an_operator_decides,
     ),
     "only the probe closes the breaker": Hole(
@@ -127,7 +132,6 @@ HOLES: dict[str, Hole] = {
         test_session.test_a_connection_that_is_cut_is_made_again_and_a_young_one_shows_nothing,
     ),
 }
-_after = backoff.after
 
 
 @pytest.mark.parametrize("rule", HOLES)

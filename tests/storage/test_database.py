@@ -200,7 +200,8 @@ async def test_waiting_ends_when_the_database_comes_up(place: Path) -> None:
 
 @pytest.mark.parametrize("gone", [psycopg.errors.AdminShutdown("stop"), asyncpg.ConnectionDoesNotExistError("reset")])
 async def test_a_step_is_tried_again_when_the_database_goes_away_in_it(gone: Exception) -> None:
-    errors, said = [gone], []
+    errors = [gone]
+    said: list[str] = []
 
     async def step() -> str:
         if errors:
