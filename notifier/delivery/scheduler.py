@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Container
+from collections import Counter
+from collections.abc import Awaitable, Callable, Container, Sequence
 from contextlib import suppress
 from zoneinfo import ZoneInfo
 
@@ -19,7 +20,7 @@ from notifier.delivery.clock import Clock
 from notifier.delivery.gateway import Gateway
 from notifier.delivery.limits import Limits
 from notifier.delivery.planner import Planner
-from notifier.delivery.recorder import Recorder
+from notifier.delivery.recorder import REFUSED, Recorder, store
 from notifier.delivery.sender import Sender
 from notifier.delivery.session import Session
 from notifier.models import OnUnknown, Outcome, Reason
@@ -307,29 +308,33 @@ class Scheduler:
         self._watch.look(beats, await queue.owned(self._db), time.monotonic())
         in_hand = self.sender.works if self.sender is not None else ()
         left_behind = self._watch.left_behind(self.replica, in_hand, self._settings[2] + STUCK_AFTER)
-        for owned in left_behind:
-            await self._take_over(owned)
+        if left_behind:
+            await self._take_over(left_behind)
         for peer in self._watch.dead() - {self.replica}:
             await replicas.forget(self._db, peer)
         return BEAT
 
-    async def _take_over(self, owned: Owned) -> None:
-        """Adopt and settle in one transaction: where nothing can be written the owner stays who it is.
+    async def _take_over(self, left_behind: list[Owned]) -> None:
+        """Adopt and settle in one transaction: where nothing can be written the owners stay who they are.
 
         A database that is full or read-only keeps everybody from progress; so nothing counts as stuck for that.
         """
+        policy, wait = self._policy, self._settings[2]
         try:
             async with transaction(self._db) as conn:
-                adopted = await queue.adopt(conn, self.replica, [owned])
-                for batch in adopted:
-                    log.warning("taking a batch over", batch=batch.id, mailing_id=batch.mailing_id)
-                    await take_over(conn, self.replica, batch, self._policy, self._settings[2])
+                adopted = await queue.adopt(conn, self.replica, left_behind)
+                await take_over(conn, self.replica, adopted, policy, wait)
         except AWAY:
             self._watch.forget_batches()
             raise
-        if adopted:
+        except REFUSED:  # a row of one of them; it is split off by those who need no transaction around it
+            adopted = await queue.adopt(self._db, self.replica, left_behind)
+            for batch in adopted:
+                await take_over(self._db, self.replica, [batch], policy, wait, write=store)
+        for batch in adopted:
+            log.warning("took a batch over", batch=batch.id, mailing_id=batch.mailing_id)
             telemetry.TAKEOVERS.inc()
-            self._look()
+        self._look()
 
     async def _purge(self) -> float:
         """Take away what is not needed any more, in pieces: deleted mailings, phones of the erased, old keys."""
@@ -362,18 +367,33 @@ class Scheduler:
         return 0.0
 
 
-async def take_over(db: Db, replica: int, batch: Claimed, policy: OnUnknown, wait: float) -> None:
-    """Settle a batch that was just adopted: in doubt are its ids under the mark without a ledger row.
+async def take_over(
+    db: Db,
+    replica: int,
+    batches: Sequence[Claimed],
+    policy: OnUnknown,
+    wait: float,
+    *,
+    write: Callable[[Db, int, Sequence[Report], Sequence[Result]], Awaitable[object]] = queue.record,
+) -> None:
+    """Settle batches that were just adopted: in doubt are their ids under the mark without a ledger row.
 
     They get an `interrupted` row and, where the policy allows another try, a batch due after ``wait`` seconds (the
     gateway's timeout), so that a late acceptance of the old owner still cancels it; what lies beyond the mark was not
     started and goes back into the queue.
     """
-    marked = batch.ids[: batch.mark]
-    loaded = await queue.load(db, marked, [batch.seq] * len(marked)) if marked else []
+    if not batches:
+        return
     now = await mailings.clock(db)
+    reports: list[Report] = []
     results: list[Result] = []
-    for message in loaded:
+    marked = [(batch, message_id) for batch in batches for message_id in batch.ids[: batch.mark]]
+    loaded = await queue.load(db, [message_id for _, message_id in marked], [batch.seq for batch, _ in marked])
+    recorded = Counter(batch.id for (batch, _), message in zip(marked, loaded, strict=True) if message.recorded)
+    for batch in batches:
+        unknown_to_it = recorded[batch.id] - batch.done
+        reports.append(Report(batch.id, batch.owner, batch.mark, batch.mark, unknown_to_it, batch.late, release=True))
+    for (batch, _), message in zip(marked, loaded, strict=True):
         if message.recorded:
             continue
         history = backoff.History(message.counted, message.declined, message.in_doubt)
@@ -394,6 +414,4 @@ async def take_over(db: Db, replica: int, batch: Claimed, policy: OnUnknown, wai
                 due_at=None if next_.wait is None else backoff.due_at(now, next_.wait),
             )
         )
-    unknown_to_it = sum(message.recorded for message in loaded) - batch.done
-    report = Report(batch.id, batch.owner, batch.mark, batch.mark, unknown_to_it, batch.late, release=True)
-    await queue.record(db, replica, [report], results)
+    await write(db, replica, reports, results)

@@ -514,7 +514,7 @@ async def test_a_late_acceptance_cancels_the_retry(world: World) -> None:
     mailing = await world.mailing()
     await poll_until(lambda: world.simulator.state()["in_flight"] == 1)
     (batch,) = await queue.adopt(world.db, 1_000, await queue.owned(world.db))
-    await scheduler.take_over(world.db, 1_000, batch, OnUnknown.RETRY, 10)
+    await scheduler.take_over(world.db, 1_000, [batch], OnUnknown.RETRY, 10)
     await world.until(mailing, retrying=1)
     await world.until(mailing, sent=1)
     (message,) = await world.messages(mailing)
@@ -532,7 +532,7 @@ async def test_a_late_refusal_goes_into_the_books_and_on(world: World) -> None:
     mailing = await world.mailing()
     await poll_until(lambda: world.simulator.state()["in_flight"] == 1)
     (batch,) = await queue.adopt(world.db, 1_000, await queue.owned(world.db))
-    await scheduler.take_over(world.db, 1_000, batch, OnUnknown.RETRY, 10)
+    await scheduler.take_over(world.db, 1_000, [batch], OnUnknown.RETRY, 10)
     await world.until(mailing, sent=1)
     await world.db.execute("UPDATE batches SET due_at = now()")
     await world.finished(mailing)
@@ -578,9 +578,9 @@ async def test_nobody_is_taken_over_while_nothing_can_be_recorded(
     tried: list[int] = []
     take_over = scheduler.take_over
 
-    async def spied(db: Any, replica: int, *args: Any) -> None:
+    async def spied(db: Any, replica: int, batches: Any, *args: Any) -> None:
         tried.append(replica)
-        await take_over(db, replica, *args)
+        await take_over(db, replica, batches, *args)
 
     monkeypatch.setattr(scheduler, "take_over", spied)
     await world.clients(200)
@@ -1010,7 +1010,7 @@ async def test_a_take_over_ends_a_batch_whose_done_is_short(world: World) -> Non
         "SELECT id, mailing_id, now(), 'accepted', 'sent', 1 FROM messages"
     )
     (adopted,) = await queue.adopt(world.db, 1_000, await queue.owned(world.db))
-    await scheduler.take_over(world.db, 1_000, adopted, OnUnknown.RETRY, 1)
+    await scheduler.take_over(world.db, 1_000, [adopted], OnUnknown.RETRY, 1)
     assert await world.db.fetchval("SELECT count(*) FROM batches") == 0
     assert mailing.audience == 0
 

@@ -705,7 +705,7 @@ class Machine(RuleBasedStateMachine):
         chosen = [batch for n, batch in enumerate(owned) if which >> n % 6 & 1]
         for batch in await queue.adopt(db, who, chosen):
             if settled:
-                await take_over(db, who, batch, self.policy, WAIT)
+                await take_over(db, who, [batch], self.policy, WAIT)
 
     @verb(when=lambda self: bool(self.hands or self.gone), most=2, who=WHO)
     async def die(self, db: Db, who: int) -> None:
@@ -817,7 +817,7 @@ class Machine(RuleBasedStateMachine):
         while await audience.unplanned(self.db):
             await VERBS["plan"](self, self.db, 0, 3)
         for batch in await queue.adopt(self.db, HEIR, await queue.owned(self.db)):
-            await take_over(self.db, HEIR, batch, self.policy, WAIT)
+            await take_over(self.db, HEIR, [batch], self.policy, WAIT)
         await self.db.execute("UPDATE batches SET due_at = now()")
         self.steps = 9
         await self.check()
