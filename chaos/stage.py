@@ -59,7 +59,7 @@ def free_port() -> int:
         return port
 
 
-def _as_server_user() -> dict[str, Any]:
+def server_user() -> dict[str, Any]:
     """What `Popen` needs so that PostgreSQL, which refuses root, does not run as root."""
     if os.geteuid():
         return {}
@@ -85,8 +85,8 @@ class Postgres:
         self.settings |= settings or {}
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        if user := _as_server_user().get("user"):
-            os.chown(folder, user, _as_server_user()["group"])
+        if user := server_user().get("user"):
+            os.chown(folder, user, server_user()["group"])
 
     @property
     def dsn(self) -> str:
@@ -99,7 +99,7 @@ class Postgres:
     def _run(self, *command: str | Path, check: bool = True) -> None:
         with self.log.open("ab") as log:
             subprocess.run(command, check=check, stdout=log, stderr=log, cwd="/", env=self.environment,
-                           **_as_server_user())  # fmt: skip
+                           **server_user())  # fmt: skip
 
     def make(self) -> None:
         """Make the cluster; once."""
@@ -116,7 +116,7 @@ class Postgres:
         command = [str(embedded.programs() / "postgres"), "-D", str(self.data), "-p", str(self.port), *options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", env=self.environment,
-                                            start_new_session=True, **_as_server_user())  # fmt: skip
+                                            start_new_session=True, **server_user())  # fmt: skip
 
     def start(self) -> None:
         """Start it and wait until it answers."""

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from chaos import oracle
 from chaos.stage import Stage
+from notifier.simulator import Entry
 from notifier.storage import audit
 from notifier.storage.database import create_pool
 
@@ -123,18 +125,28 @@ def watching(stage: Stage) -> Iterator[Watched]:
         thread.join()
 
 
-def judge(stage: Stage, watched: Watched | None = None, **known: Any) -> Figures:
-    """The figures of a run that is over, with every rule that was broken; ``known`` are fields of `oracle.Run`."""
-    return asyncio.run(_judge(stage, watched or Watched(), known))
+def judge(
+    stage: Stage,
+    watched: Watched | None = None,
+    *,
+    shown: Callable[[datetime], datetime] = lambda at: at,
+    **known: Any,
+) -> Figures:
+    """The figures of a run that is over, with every rule that was broken; ``known`` are fields of `oracle.Run`.
+
+    ``shown`` is what the database's clock showed at a moment of ours, where it is another.
+    """
+    entries = [entry._replace(at=shown(entry.at)) for entry in stage.gateway.entries()]
+    return asyncio.run(_judge(stage, watched or Watched(), entries, known))
 
 
-async def _judge(stage: Stage, watched: Watched, known: dict[str, Any]) -> Figures:
+async def _judge(stage: Stage, watched: Watched, entries: list[Entry], known: dict[str, Any]) -> Figures:
     pool = await create_pool(stage.database.dsn, size=2, application_name="oracle", statement_timeout=600)
     try:
         found = [str(finding) async for finding in audit.run(pool) if finding.breach]
         alive = [replica.id for replica in stage.living()]
         given: dict[str, Any] = {"alive": alive, "audit": found, "latencies": watched.latencies}
-        facts = await oracle.gather(pool, stage.gateway.entries(), oracle.Run(**(given | known)), ZoneInfo("UTC"))
+        facts = await oracle.gather(pool, entries, oracle.Run(**(given | known)), ZoneInfo("UTC"))
     finally:
         await pool.close()
     breaches = oracle.check(facts)
