@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -28,7 +28,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -99,6 +98,8 @@ STEPS = {(source, target) for sources, target in MAILING_TRANSITIONS.values() fo
 }
 
 T = TypeVar("T")
+ONE_AFTER_THE_OTHER = {"record", "append_late"}
+"""What a replica never does at once."""
 Effect = Callable[[], None]
 """What a replica learns from a verb once it is committed."""
 
@@ -152,6 +153,7 @@ class Seen:
     mailings: dict[int, Any]
     messages: dict[int, tuple[int, list[tuple[Outcome, Standing]]]]  # → mailing, its ledger
     marked: set[tuple[int, int]]  # (message, seq) under a mark
+    owned: set[tuple[int, int]]  # (batch, owner)
 
     def standing(self, message_id: int) -> Standing:
         _, rows = self.messages[message_id]
@@ -169,7 +171,8 @@ async def look(db: Db) -> Seen:
         """
         SELECT id, status, status_reason, version, audience, planned, horizon IS NOT NULL AS begun,
                starts_at <= now() AS started, ends_at <= now() AS ended, deleted_at IS NOT NULL AS deleted,
-               (SELECT count(*) FROM batches WHERE mailing_id = m.id) AS batches
+               (SELECT count(*) FROM batches WHERE mailing_id = m.id) AS batches,
+               EXISTS (SELECT FROM batches WHERE mailing_id = m.id AND owner IS NULL AND due_at <= now()) AS due
         FROM mailings m ORDER BY id
         """
     )
@@ -194,6 +197,7 @@ async def look(db: Db) -> Seen:
         {row["id"]: row for row in found},
         {row["id"]: (row["mailing_id"], [(Outcome(o), Standing(s)) for o, s in row["ledger"]]) for row in messages},
         {(row["id"], row["seq"]) for row in marked},
+        {(batch.id, batch.owner) for batch in await queue.owned(db)},
     )
 
 
@@ -209,36 +213,41 @@ PICK = st.integers(0, 63)
 WHO = st.sampled_from(REPLICAS)
 BOOL = st.booleans()
 SELDOM = st.integers(0, 3).map(lambda n: n == 3)
-WINDOW = st.sampled_from([None, "open", "closed"])
+WINDOW = st.sampled_from([None, None, "open", "closed"])
 ANSWER = st.sampled_from(sorted(ANSWERS))
 
-Verb = Callable[..., Coroutine[Any, Any, Effect | None]]
+Do = TypeVar("Do", bound=Callable[..., Coroutine[Any, Any, Effect | None]])
+
+
+class Verb(NamedTuple):
+    """A coroutine (machine, db, **arguments) → its effect; drawn with this weight, so many times, when it can be."""
+
+    do: Callable[..., Coroutine[Any, Any, Effect | None]]
+    when: Callable[[Machine], bool]
+    most: int
+    weight: int
+    beside: bool
+    arguments: st.SearchStrategy[dict[str, Any]]
+
+
 VERBS: dict[str, Verb] = {}
-BESIDE: dict[str, st.SearchStrategy[dict[str, Any]]] = {}
-"""Those that may be done while another is not committed yet: how their arguments are drawn."""
 
 
 def verb(
-    *, when: Callable[[Machine], bool] = lambda _: True, most: int = 99, beside: bool = False, **arguments: Any
-) -> Callable[[Verb], Callable[..., None]]:
-    """A coroutine (self, db, **arguments) → its effect or None, as a rule; done ``most`` times at most by itself."""
+    *,
+    when: Callable[[Machine], bool] = lambda _: True,
+    most: int = 99,
+    weight: int = 1,
+    beside: bool = False,
+    **arguments: Any,
+) -> Callable[[Do], Do]:
+    """Enter a method into the table; ``beside``: also while another is not committed yet."""
 
-    def wrap(do: Verb) -> Callable[..., None]:
-        name = do.__name__
+    def enter(do: Do) -> Do:
+        VERBS[do.__name__] = Verb(do, when, most, weight, beside, st.fixed_dictionaries(arguments))
+        return do
 
-        def step(self: Machine, **drawn: Any) -> None:
-            self.used[name] += 1
-            self.run(self.alone(do(self, self.db, **drawn)))
-
-        VERBS[name] = do
-        if beside:
-            BESIDE[name] = st.fixed_dictionaries(arguments)
-        step.__name__ = step.__qualname__ = name
-        as_rule: Any = rule(**arguments)
-        ruled: Callable[..., None] = as_rule(precondition(lambda self: self.used[name] < most and when(self))(step))
-        return ruled
-
-    return wrap
+    return enter
 
 
 class Machine(RuleBasedStateMachine):
@@ -257,7 +266,7 @@ class Machine(RuleBasedStateMachine):
         self.used: Counter[str] = Counter()
         self.sound = False
         self.steps = 1
-        self.seen = Seen({}, {}, set())
+        self.seen = Seen({}, {}, set(), set())
 
     def run(self, work: Awaitable[T]) -> T:
         found: T = self.loop.run_sync(lambda: work)
@@ -283,12 +292,13 @@ class Machine(RuleBasedStateMachine):
 
     # ---- a new world -------------------------------------------------------------------------------------------------
 
-    @initialize(policy=st.sampled_from(OnUnknown), count=st.integers(1, 4), window=WINDOW)
-    def begin_with_a_mailing(self, policy: OnUnknown, count: int, window: str | None) -> None:
+    @initialize(policy=st.sampled_from(OnUnknown), count=st.integers(1, 6), window=WINDOW, started=st.integers(0, 4))
+    def begin_with_a_mailing(self, policy: OnUnknown, count: int, window: str | None, started: int) -> None:
+        """Planned, and so many of its messages on the wire."""
         self.policy = policy
-        self.run(self.reset(count, window))
+        self.run(self.reset(count, window, started))
 
-    async def reset(self, count: int, window: str | None) -> None:
+    async def reset(self, count: int, window: str | None, started: int) -> None:
         # measured: 2 ms; TRUNCATE … RESTART IDENTITY takes 180 of that many tables and indexes
         await self.db.execute(";".join(f"DELETE FROM {table}" for table in TABLES.split(", ")))
         self.now: datetime = await mailings.clock(self.db)
@@ -296,13 +306,16 @@ class Machine(RuleBasedStateMachine):
         await self.store_mailing(window=window)
         await mailings.begin_due(self.db)
         while await audience.unplanned(self.db):
-            await VERBS["plan"](self, self.db, 0, 3)
+            await self.plan(self.db, 0, 3)
         self.seen = await look(self.db)
+        if started:
+            self.take(await self.claim(self.db, 1, retries=False, limit=1, loaded=4, lost=False))
+            await self.alone(self.record(self.db, 0, lost=False, started=started))
 
     async def store_mailing(
         self, *, window: str | None = None, draft: bool = False, tagged: bool = False, later: bool = False, **given: Any
     ) -> None:
-        values: dict[str, Any] = {"name": None, "text": "Hi", "priority": 0, "ends_at": self.now + timedelta(hours=2)}
+        values: dict[str, Any] = {"name": None, "text": "Hi", "priority": 0, "ends_at": self.now + timedelta(hours=48)}
         await mailings.create(
             self.db,
             filter=Filter(tags=["a"]) if tagged else Filter(),
@@ -333,29 +346,31 @@ class Machine(RuleBasedStateMachine):
 
     # ---- people ------------------------------------------------------------------------------------------------------
 
-    @verb(count=st.integers(1, 3), tagged=BOOL, zone=st.sampled_from(ZONES))
-    async def add_clients(self, db: Db, count: int, tagged: bool, zone: str) -> None:
-        await insert_clients(db, count, tags=["a"] if tagged else [], timezone=zone)
-
-    @verb(most=3, pick=PICK)
+    @verb(most=1, pick=PICK)
     async def delete_client(self, db: Db, pick: int) -> None:
         ids = [row["id"] for row in await db.fetch("SELECT id FROM clients ORDER BY id")]
         if ids:
             await clients.delete(db, self.pick(ids, pick))
 
     @verb(
-        when=lambda self: len(self.seen.mailings) < 3,
+        when=lambda self: sum(self.seen.status(id_) not in OVER for id_ in self.seen.mailings) < 3,
+        weight=3,
+        count=st.integers(0, 4),
+        zone=st.sampled_from(ZONES),
         window=WINDOW,
         draft=SELDOM,
         tagged=BOOL,
         later=SELDOM,
         priority=st.sampled_from([0, 5]),
     )
-    async def create(self, db: Db, **given: Any) -> None:
+    async def create(self, db: Db, count: int, zone: str, **given: Any) -> None:
+        await insert_clients(db, count, timezone=zone)
         await self.store_mailing(**given)
         await mailings.begin_due(db)
 
-    @verb(beside=True, pick=PICK, name=st.sampled_from(["pause", "cancel", "resume", "resume", "start"]))
+    @verb(
+        most=8, beside=True, pick=PICK, name=st.sampled_from(["pause", "resume", "resume", "resume", "start", "cancel"])
+    )
     async def act(self, db: Db, pick: int, name: str) -> None:
         if not (shown := self.seen.shown()):
             return
@@ -383,6 +398,7 @@ class Machine(RuleBasedStateMachine):
         return found
 
     @verb(
+        most=5,
         beside=True,
         pick=PICK,
         changes=st.sampled_from(["text", "open", "closed", "no window", "priority", "filter", "later", "end", "over"]),
@@ -409,13 +425,19 @@ class Machine(RuleBasedStateMachine):
             "priority": {"priority": pick % 3},
             "filter": {"filter": Filter(tags=["a"])},
             "later": {"starts_at": self.now + timedelta(hours=1), "ends_at": self.now + timedelta(days=1)},
-            "end": {"ends_at": self.now + timedelta(days=2)},
+            "end": {"ends_at": self.now + timedelta(days=3)},
         }
         fixed = mailing["begun"] and changes in ("filter", "later")
         legal = self.seen.status(mailing_id) not in OVER and not fixed
         await self.allowed(mailings.edit(db, mailing_id, values[changes]), legal)
 
-    @verb(beside=True, pick=PICK, decision=st.sampled_from(["sent", "failed", "again", "again"]))
+    @verb(
+        weight=6,
+        when=lambda self: any(self.seen.standing(id_) is Standing.UNKNOWN for id_ in self.seen.messages),
+        beside=True,
+        pick=PICK,
+        decision=st.sampled_from(["sent", "failed", "again", "again"]),
+    )
     async def resolve(self, db: Db, pick: int, decision: ledger.Decision) -> Effect | None:
         shown = set(self.seen.shown())
         ids = [id_ for id_, (mailing_id, _) in self.seen.messages.items() if mailing_id in shown]
@@ -447,11 +469,17 @@ class Machine(RuleBasedStateMachine):
 
     # ---- the scheduler -----------------------------------------------------------------------------------------------
 
-    @verb(when=lambda self: self.some(status="scheduled"), beside=True)
+    @verb(when=lambda self: self.some(status="scheduled", started=True), beside=True)
     async def begin(self, db: Db) -> None:
         await mailings.begin_due(db)
 
-    @verb(when=lambda self: self.some(status="running", planned=False), beside=True, pick=PICK, size=st.integers(1, 3))
+    @verb(
+        weight=6,
+        when=lambda self: self.some(status="running", planned=False),
+        beside=True,
+        pick=PICK,
+        size=st.integers(1, 3),
+    )
     async def plan(self, db: Db, pick: int, size: int) -> None:
         if waiting := await audience.unplanned(db):
             first_id = await audience.take_ids(self.db, size)
@@ -461,16 +489,16 @@ class Machine(RuleBasedStateMachine):
     def opens(now: datetime, window: Window, timezone: str | None) -> datetime:
         return windows.opens_at(now, window, windows.zone(timezone, ZoneInfo("Etc/UTC")))
 
-    @verb(when=lambda self: self.some(ended=True), beside=True)
+    @verb(when=lambda self: any(self.some(status=status, ended=True) for status in ("running", "paused")), beside=True)
     async def finish_ended(self, db: Db) -> None:
         await mailings.finish_ended(db)
 
-    @verb(when=lambda self: self.some(batches=0, planned=True), beside=True)
+    @verb(weight=4, when=lambda self: self.some(status="running", batches=0, planned=True), beside=True)
     async def close(self, db: Db) -> None:
         for mailing_id in await mailings.worked_off(db):
             await mailings.close(db, mailing_id)
 
-    @verb(when=lambda self: bool(self.seen.mailings), pick=PICK)
+    @verb(when=lambda self: bool(self.seen.mailings), most=2, pick=PICK)
     async def close_any(self, db: Db, pick: int) -> None:
         mailing_id = self.pick(list(self.seen.mailings), pick)
         mailing = self.seen.mailings[mailing_id]
@@ -481,7 +509,7 @@ class Machine(RuleBasedStateMachine):
     async def purge(self, db: Db) -> None:
         await mailings.purge(db)
 
-    @verb(hours=st.sampled_from([0.4, 7, 30]))
+    @verb(weight=3, hours=st.sampled_from([0.4, 0.4, 0.4, 7]))
     async def time_passes(self, db: Db, hours: float) -> None:
         passed = timedelta(hours=hours)
         await db.execute("UPDATE batches SET due_at = due_at - $1::interval", passed)
@@ -491,20 +519,35 @@ class Machine(RuleBasedStateMachine):
 
     # ---- the replicas ------------------------------------------------------------------------------------------------
 
-    @verb(beside=True, who=WHO, retries=SELDOM, limit=st.integers(1, 3), lost=SELDOM)
-    async def claim(self, db: Db, who: int, retries: bool, limit: int, lost: bool) -> Effect:
+    @verb(
+        weight=8,
+        when=lambda self: self.some(status="running", due=True),
+        beside=True,
+        who=WHO,
+        retries=SELDOM,
+        limit=st.integers(1, 3),
+        loaded=st.integers(0, 4),
+        lost=SELDOM,
+    )
+    async def claim(self, db: Db, who: int, retries: bool, limit: int, loaded: int, lost: bool) -> Effect:
         claimed = await queue.claim(db, who, after=0, retries=retries, limit=limit)
         for batch in claimed if self.steps == 1 else []:
             mailing = self.seen.mailings[batch.mailing_id]
             assert (mailing["status"], mailing["ended"]) == ("running", False), "claimed where nothing may be sent"
             assert batch.due_at < self.now + timedelta(seconds=WAIT), "claimed before it was due"
-        mine = [] if lost else [Hand(who, batch, batch.mark, batch.mark, batch.late) for batch in claimed]
+        mine = [] if lost else self.held(who, claimed)
+        for hand in mine if loaded and self.steps == 1 else []:
+            await self.stage(hand, loaded)
         return lambda: self.hands.extend(mine)
+
+    def held(self, who: int, claimed: list[Claimed]) -> list[Hand]:
+        self.seen.owned.update((batch.id, batch.owner) for batch in claimed)
+        return [Hand(who, batch, batch.mark, batch.mark, batch.late) for batch in claimed]
 
     def unloaded(self) -> list[Hand]:
         return [hand for hand in self.hands if not hand.releasing and hand.loaded < len(hand.batch.ids)]
 
-    @verb(when=lambda self: bool(self.unloaded()), pick=PICK, count=st.integers(1, 3))
+    @verb(weight=4, when=lambda self: bool(self.unloaded()), pick=PICK, count=st.integers(1, 3))
     async def load(self, db: Db, pick: int, count: int) -> None:
         await self.stage(self.pick(self.unloaded(), pick), count)
 
@@ -533,7 +576,7 @@ class Machine(RuleBasedStateMachine):
         keep = [id_ for id_ in ids if id_ not in moved]
         version = await db.fetchval("SELECT version FROM mailings WHERE id = $1", hand.batch.mailing_id)
         if not await queue.sort_again(db, hand.batch, keep, list(moved.items()), version=version):
-            assert hand.batch.owner not in [batch.owner for batch in await queue.owned(db)]
+            assert (hand.batch.id, hand.batch.owner) not in self.seen.owned, "the owner may sort again"
             self.drop(hand)
         elif lost or not keep:
             self.drop(hand)
@@ -546,14 +589,34 @@ class Machine(RuleBasedStateMachine):
         self.late[hand.replica] += [(hand.batch.seq, result) for result in hand.results]
         self.gone += [(hand, request) for request in hand.under_way]
 
-    @verb(beside=True, who=WHO, lost=SELDOM)
-    async def record(self, db: Db, who: int, lost: bool) -> Effect | None:
-        """All that a replica has to say; when ``lost``, it does not hear that this was committed, and says it again."""
-        hands = [hand for hand in self.hands if hand.replica == who]
-        if not hands:
+    @verb(
+        weight=10,
+        when=lambda self: bool(self.hands),
+        beside=True,
+        pick=PICK,
+        answers=st.lists(ANSWER, max_size=2),
+        started=st.integers(0, 3),
+        lost=SELDOM,
+    )
+    async def record(
+        self, db: Db, pick: int, lost: bool, answers: Sequence[str] = (), started: int = 0
+    ) -> Effect | None:
+        """All that a replica has to say, after these ``answers``; then so many of the marked are ``started``.
+
+        When ``lost`` it does not hear that this was committed, and says it again.
+        """
+        if not self.hands:
             return None
+        who = self.pick(self.hands, pick).replica
+        hands = [hand for hand in self.hands if hand.replica == who]
+        under_way = [(hand, request) for hand in hands for request in hand.under_way]
+        for (hand, request), answer in zip(under_way, answers, strict=False):
+            hand.under_way.remove(request)
+            hand.results.append(self.answered(hand, request, answer))
         results = [result for hand in hands for result in hand.results]
         recorded = await store(db, who, [hand.report() for hand in hands], results)
+        for hand, row in zip(hands, recorded, strict=True) if self.steps == 1 else []:
+            assert row.owned == ((hand.batch.id, hand.batch.owner) in self.seen.owned), "only the owner may record"
 
         def settle() -> None:
             for hand, row in zip(hands, recorded, strict=True):
@@ -569,12 +632,17 @@ class Machine(RuleBasedStateMachine):
                     hand.skipped = [position for position in hand.skipped if position >= row.mark]
                     hand.mark = row.mark
                     hand.ready += fresh
-                    self.granted += [(hand, message) for message in fresh]
+                    # The others were granted by a record whose answer was lost.
+                    marked = self.seen.marked
+                    self.granted += [(hand, m) for m in fresh if (m.id, hand.batch.seq) not in marked]
                 elif hand.loaded > hand.mark:
                     hand.unstage()
                 hand.late = row.late
                 if row.status is not MailingStatus.RUNNING or row.now >= row.ends_at:
                     self.give_back(hand)
+                for message in hand.ready[:started]:
+                    self.start(hand, message, closed=False)
+                hand.ready = hand.ready[started:]
 
         return None if lost else settle
 
@@ -603,12 +671,18 @@ class Machine(RuleBasedStateMachine):
             due_at=None if suppressed else hand.batch.due_at,
         )
 
-    @verb(when=lambda self: bool(self.hands), pick=PICK)
+    @verb(when=lambda self: bool(self.hands), most=3, pick=PICK)
     async def release(self, db: Db, pick: int) -> None:
         """Told to stop; said with the next record."""
         self.give_back(self.pick(self.hands, pick))
 
-    @verb(when=lambda self: any(hand.ready for hand in self.hands), pick=PICK, count=st.integers(1, 3), closed=SELDOM)
+    @verb(
+        weight=4,
+        when=lambda self: any(hand.ready for hand in self.hands),
+        pick=PICK,
+        count=st.integers(1, 3),
+        closed=SELDOM,
+    )
     async def send(self, db: Db, pick: int, count: int, closed: bool) -> None:
         hand = self.pick([hand for hand in self.hands if hand.ready], pick)
         for _ in range(min(count, len(hand.ready))):
@@ -625,19 +699,20 @@ class Machine(RuleBasedStateMachine):
             hand.under_way.append(request)
             self.requests.append(request)
 
-    @verb(when=lambda self: any(hand.under_way for hand in self.hands), pick=PICK, answer=ANSWER)
-    async def answer(self, db: Db, pick: int, answer: str) -> None:
+    @verb(weight=4, when=lambda self: any(hand.under_way for hand in self.hands), pick=PICK, answer=ANSWER, soon=BOOL)
+    async def answer(self, db: Db, pick: int, answer: str, soon: bool) -> None:
         hand, request = self.pick([(hand, r) for hand in self.hands for r in hand.under_way], pick)
         hand.under_way.remove(request)
-        hand.results.append(self.answered(hand, request, answer))
+        hand.results.append(self.answered(hand, request, answer, soon=soon))
 
-    @verb(when=lambda self: bool(self.gone), pick=PICK, answer=ANSWER)
-    async def answer_late(self, db: Db, pick: int, answer: str) -> None:
+    @verb(weight=8, when=lambda self: bool(self.gone), pick=PICK, answer=ANSWER, soon=BOOL, told=BOOL)
+    async def answer_late(self, db: Db, pick: int, answer: str, soon: bool, told: bool) -> Effect | None:
         hand, request = self.pick(self.gone, pick)
         self.gone.remove((hand, request))
-        self.late[hand.replica].append((hand.batch.seq, self.answered(hand, request, answer)))
+        self.late[hand.replica].append((hand.batch.seq, self.answered(hand, request, answer, soon=soon)))
+        return await self.append_late(db, REPLICAS.index(hand.replica), lost=False) if told else None
 
-    def answered(self, hand: Hand, request: Request, answer: str) -> Result:
+    def answered(self, hand: Hand, request: Request, answer: str, *, soon: bool = False) -> Result:
         """As `Sender._after` and `Sender._attempt` have it."""
         outcome, reason = ANSWERS[answer]
         request.maybe_sent = outcome in MAYBE_SENT
@@ -649,7 +724,7 @@ class Machine(RuleBasedStateMachine):
             next_ = replace(next_, standing=Standing.DOUBTFUL)
         due_at = None
         if next_.wait is not None:
-            due_at = self.now + timedelta(seconds=WAIT + next_.wait) if next_.wait else self.now
+            due_at = self.now + timedelta(seconds=WAIT + next_.wait) if next_.wait and not soon else self.now
         return Result(
             batch_id=hand.batch.id,
             message_id=request.message_id,
@@ -665,27 +740,29 @@ class Machine(RuleBasedStateMachine):
             due_at=due_at,
         )
 
-    @verb(who=WHO, answers=st.lists(ANSWER, min_size=1, max_size=3))
+    @verb(weight=2, most=2, who=WHO, answers=st.lists(ANSWER, min_size=1, max_size=3))
     async def work_off(self, db: Db, who: int, answers: list[str]) -> None:
         """A batch's whole way with nothing in between."""
         known = list(self.hands)
-        self.take(await VERBS["claim"](self, db, who, retries=False, limit=1, lost=False))
+        self.take(await self.claim(db, who, retries=False, limit=1, loaded=0, lost=False))
         for hand in [hand for hand in self.hands if hand not in known]:
             await self.through(hand, answers)
 
     async def through(self, hand: Hand, answers: list[str]) -> None:
         await self.stage(hand, len(hand.batch.ids))
-        await self.alone(VERBS["record"](self, self.db, hand.replica, lost=False))
+        await self.alone(self.record(self.db, self.hands.index(hand), lost=False))
         for n, message in enumerate(hand.ready):
             self.start(hand, message, closed=False)
             if hand.under_way:
                 hand.results.append(self.answered(hand, hand.under_way.pop(), answers[n % len(answers)]))
         hand.ready = []
-        await self.alone(VERBS["record"](self, self.db, hand.replica, lost=False))
+        if hand in self.hands:
+            await self.alone(self.record(self.db, self.hands.index(hand), lost=False))
 
-    @verb(when=lambda self: any(self.late.values()), beside=True, who=WHO, lost=SELDOM)
-    async def append_late(self, db: Db, who: int, lost: bool) -> Effect | None:
+    @verb(weight=5, when=lambda self: any(self.late.values()), beside=True, pick=PICK, lost=SELDOM)
+    async def append_late(self, db: Db, pick: int, lost: bool) -> Effect | None:
         """As `Recorder._append_late`, one at a time."""
+        who = self.pick([who for who in self.late if self.late[who]] or [HEIR], pick)
         late = self.late[who]
         keys = [(result.message_id, seq, result.started_at) for seq, result in late]
         mine = await ledger.mine(db, who, keys)
@@ -698,34 +775,52 @@ class Machine(RuleBasedStateMachine):
 
         return heard
 
-    @verb(beside=True, who=WHO, which=PICK, settled=st.sampled_from([True, True, True, False]))
-    async def take_over(self, db: Db, who: int, which: int, settled: bool) -> None:
+    @verb(
+        weight=5,
+        when=lambda self: bool(self.seen.owned),
+        beside=True,
+        who=WHO,
+        which=st.integers(0, 7),
+        wait=st.sampled_from([WAIT, -1.0]),
+        settled=st.sampled_from([True, True, True, False]),
+    )
+    async def take_over(self, db: Db, who: int, which: int, wait: float, settled: bool) -> None:
         """From whoever owns, who does not hear of it; not ``settled``: whoever took it over died in between."""
         owned = sorted(await queue.owned(db))
-        chosen = [batch for n, batch in enumerate(owned) if which >> n % 6 & 1]
+        chosen = [batch for n, batch in enumerate(owned) if not which >> n % 3 & 1]
         for batch in await queue.adopt(db, who, chosen):
             if settled:
-                await take_over(db, who, [batch], self.policy, WAIT)
+                await take_over(db, who, [batch], self.policy, wait)
 
-    @verb(when=lambda self: bool(self.hands or self.gone), most=2, who=WHO)
+    @verb(when=lambda self: bool(self.hands or self.gone), most=1, who=WHO)
     async def die(self, db: Db, who: int) -> None:
         self.hands = [hand for hand in self.hands if hand.replica != who]
         self.gone = [(hand, request) for hand, request in self.gone if hand.replica != who]
         self.late[who] = []
 
-    # ---- two at once -------------------------------------------------------------------------------------------------
+    # ---- steps -------------------------------------------------------------------------------------------------------
 
-    @rule(data=st.data(), first=st.sampled_from(sorted(BESIDE)), second=st.sampled_from(sorted(BESIDE)))
-    def two_at_once(self, data: st.DataObject, first: str, second: str) -> None:
-        """The second begins when the first is done and not committed, and ends after that if it has to wait for it."""
-        drawn = [data.draw(BESIDE[name], label=name) for name in (first, second)]
-        if drawn[0].get("who") == drawn[1].get("who") is not None:  # one replica records one thing after the other
-            drawn[1]["who"] = drawn[0]["who"] % len(REPLICAS) + 1
+    # One rule for all verbs: hypothesis leaves most rules out of each example, and these need each other.
+    @rule(data=st.data())
+    def step(self, data: st.DataObject) -> None:
+        can = [name for name, verb in VERBS.items() if self.used[name] < verb.most and verb.when(self)]
+        first = data.draw(st.sampled_from([name for name in can for _ in range(VERBS[name].weight)]), label="verb")
+        one = data.draw(VERBS[first].arguments, label=first)
+        self.used[first] += 1
+        others = [name for name, verb in VERBS.items() if verb.beside and not {name, first} <= ONE_AFTER_THE_OTHER]
+        if not VERBS[first].beside or data.draw(st.integers(0, 4), label="beside") < 4:
+            self.run(self.alone(VERBS[first].do(self, self.db, **one)))
+            return
+        if first in ("append_late", "resolve", "plan"):  # who adds a batch and who looks whether there is none left
+            others += ["close"] * len(others)
+        second = data.draw(st.sampled_from(others), label="beside")
+        other = data.draw(VERBS[second].arguments, label=second)
         self.run(
-            self.beside(lambda db: VERBS[first](self, db, **drawn[0]), lambda db: VERBS[second](self, db, **drawn[1]))
+            self.beside(lambda db: VERBS[first].do(self, db, **one), lambda db: VERBS[second].do(self, db, **other))
         )
 
     async def beside(self, first: Callable[[Db], Any], second: Callable[[Db], Any]) -> None:
+        """The second begins when the first is done and not committed, and ends after that if it has to wait for it."""
         self.sound, self.steps = False, 2
         async with self.db.acquire() as one, self.db.acquire() as other:
             async with one.transaction():
@@ -815,14 +910,14 @@ class Machine(RuleBasedStateMachine):
         await self.db.execute("UPDATE mailings SET starts_at = now() - interval '1 hour' WHERE ends_at > now()")
         await mailings.begin_due(self.db)
         while await audience.unplanned(self.db):
-            await VERBS["plan"](self, self.db, 0, 3)
+            await self.plan(self.db, 0, 3)
         for batch in await queue.adopt(self.db, HEIR, await queue.owned(self.db)):
             await take_over(self.db, HEIR, [batch], self.policy, WAIT)
         await self.db.execute("UPDATE batches SET due_at = now()")
         self.steps = 9
         await self.check()
         while claimed := await queue.claim(self.db, HEIR, after=0, limit=8):
-            self.hands = [Hand(HEIR, batch, batch.mark, batch.mark, batch.late) for batch in claimed]
+            self.hands = self.held(HEIR, claimed)
             for hand in list(self.hands):
                 await self.through(hand, ["accepted"])
             assert not self.hands
