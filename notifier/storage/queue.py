@@ -102,6 +102,22 @@ async def seconds_to_next(db: Db) -> float | None:
     return None if seconds is None else max(0.0, float(seconds))
 
 
+async def hours_open_at(db: Db, mailing_ids: Sequence[int]) -> dict[int, datetime]:
+    """Of these mailings those of which nothing is under way or due, and when the first untried messages are."""
+    rows = await db.fetch(
+        """
+        SELECT m.id, next.due_at
+        FROM unnest($1::bigint[]) m (id) CROSS JOIN LATERAL (
+            SELECT due_at, standing FROM batches WHERE mailing_id = m.id AND owner IS NULL ORDER BY due_at LIMIT 1
+        ) next
+        WHERE next.standing = 'waiting' AND next.due_at > now()
+          AND NOT EXISTS (SELECT FROM batches WHERE mailing_id = m.id AND owner IS NOT NULL)
+        """,
+        mailing_ids,
+    )
+    return {row["id"]: row["due_at"] for row in rows}
+
+
 class Loaded(NamedTuple):
     """What sending one message needs; ``phone`` is None when the client is gone.
 

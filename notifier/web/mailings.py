@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from notifier.models import GatewayState, Mailing, MailingStatus
-from notifier.storage import gateways, mailings
+from notifier.storage import gateways, mailings, queue
 from notifier.storage.database import Db
 from notifier.web import schemas
 from notifier.web.base import Context, Handler, operation
@@ -27,13 +27,15 @@ AWAITING = (MailingStatus.SCHEDULED, MailingStatus.RUNNING)
 
 async def shown(db: Db, context: Context, found: Sequence[Mailing]) -> list[Mailing]:
     """Return the mailings, each with what keeps it from being sent where nothing else is said of it."""
-    if not any(mailing.status in AWAITING for mailing in found):
+    awaiting = {mailing.id for mailing in found if mailing.status in AWAITING and mailing.status_reason is None}
+    if not awaiting:
         return list(found)
-    reason = await _why_waiting(db, context)
-    return [
-        replace(mailing, status_reason=mailing.status_reason or reason) if mailing.status in AWAITING else mailing
-        for mailing in found
-    ]
+    reasons: dict[int, str] = {}
+    if reason := await _why_waiting(db, context):
+        reasons = dict.fromkeys(awaiting, reason)
+    elif windows := [mailing.id for mailing in found if mailing.id in awaiting and mailing.window and mailing.audience]:
+        reasons = dict.fromkeys(await queue.hours_open_at(db, windows), "window")
+    return [replace(mailing, status_reason=reasons.get(mailing.id, mailing.status_reason)) for mailing in found]
 
 
 async def _why_waiting(db: Db, context: Context) -> str | None:

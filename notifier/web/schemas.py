@@ -747,7 +747,8 @@ class MailingOut(Schema):
         allow_none=True,
         metadata={
             "description": "How it ended: `completed`, `ended`. What a scheduled or running one waits for: "
-            "`gateway_unconfigured`, `gateway_paused`, `gateway_misconfigured`, `paused_by_settings`."
+            "`gateway_unconfigured`, `gateway_paused`, `gateway_misconfigured`, `paused_by_settings`, `window` (the "
+            "local hours of all that are left)."
         },
     )
     audience = fields.Integer(required=True, metadata={"description": "Messages planned so far."})

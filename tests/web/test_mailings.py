@@ -300,6 +300,30 @@ async def test_what_a_mailing_waits_for_is_said(make_api: MakeApi, db: Pool) -> 
         assert await reason(make_api(gateway=none)) is None
 
 
+async def test_a_mailing_outside_its_hours_says_so(api: Api, db: Pool) -> None:
+    mailing = await made(api, window={"from": "09:00", "to": "21:00"})
+    path = await set_status(db, mailing, "running")
+    await db.execute("UPDATE mailings SET audience = 2")
+    batch = """
+        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing)
+        VALUES ($1, now() + $2 * interval '1 hour', 1, 1, 1, 1, $3::text::standing)
+    """
+    assert (await api.get(path)).json["status_reason"] is None
+    await db.execute(batch, mailing["id"], 1, "waiting")
+    assert (await api.get(path)).json["status_reason"] == "window"
+    assert (await api.get("/mailings")).json["items"][0]["status_reason"] == "window"
+    await gateways.pause(db, "default")
+    assert (await api.get(path)).json["status_reason"] == "gateway_paused"
+    await gateways.resume(db, "default")
+    await db.execute("UPDATE batches SET owner = 1, replica = 1")  # something is under way
+    assert (await api.get(path)).json["status_reason"] is None
+    await db.execute("UPDATE batches SET owner = NULL, replica = NULL")
+    await db.execute(batch, mailing["id"], -1, "waiting")  # something is due
+    assert (await api.get(path)).json["status_reason"] is None
+    await db.execute("UPDATE batches SET standing = 'retrying', due_at = now() + interval '1 minute'")
+    assert (await api.get(path)).json["status_reason"] is None
+
+
 async def test_what_is_no_id_is_not_found(api: Api) -> None:
     for text in ("0", "-1", "1.0", "x", "9223372036854775808", "00", "%00"):
         for path in (f"/mailings/{text}", f"/mailings/{text}/statistics", f"/mailings/{text}/messages"):

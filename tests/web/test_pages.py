@@ -799,3 +799,22 @@ def test_a_problem_without_a_field_is_said_of_the_whole_form() -> None:
     form = Form({"name": ""})
     form.blame(Invalid([Problem("/elsewhere/0", "is odd"), Problem("", "is odd too")]), {})
     assert form.errors == {"": ["elsewhere: This is odd.", "This is odd too."]}
+
+
+async def test_a_mailing_outside_its_hours_says_when_it_goes_on(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    mailing_id = await insert_mailing(db)
+    await insert_slice(db, mailing_id, 1001, await insert_clients(db, 1))
+    await db.execute("UPDATE mailings SET window_from = '09:00', window_to = '21:00'")
+    await db.execute(
+        """
+        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing)
+        VALUES ($1, '2200-01-31T09:00Z', 1001, 1001, 1, 1, 'waiting')
+        """,
+        mailing_id,
+    )
+    page = await browser.get(f"/admin/mailings/{mailing_id}")
+    assert "Waits for the clients' local hours. The next are sent at 31 Jan 2200, 09:00 UTC" in page.text
+    row = page.text.partition("Why Attempts When")[2]
+    assert "Waiting Outside the client's local hours 0 at 31 Jan 2200, 09:00 UTC" in row
+    assert "Waits for the clients' local hours." in (await browser.get("/admin/")).text

@@ -65,6 +65,8 @@ ENVIRONMENT.filters |= {
     "size": words.size,
 }
 
+ENVIRONMENT.tests["ahead"] = words.ahead
+
 # From what is done to what is still to do, as the bar shows it; waiting is its bare ground.
 BAR = (
     Status.DELIVERED,

@@ -9,7 +9,7 @@ from typing import Any
 
 from notifier.errors import Conflict, Invalid, NotFound, Stale
 from notifier.models import MAILING_TRANSITIONS, OVER, Mailing, MailingStatus, Status
-from notifier.storage import audience, mailings, messages, statistics
+from notifier.storage import audience, mailings, messages, queue, statistics
 from notifier.storage.database import Connection, Db
 from notifier.web import schemas
 from notifier.web.mailings import shown
@@ -214,6 +214,7 @@ class OneMailing(MailingPage):
         query = schemas.load_query(schemas.MessagesQuery, self.request.query_arguments)
         [mailing] = await shown(self.db, self.context, [await mailings.get(self.db, mailing_id)])
         numbers = await statistics.of_mailing(self.db, mailing_id)
+        hours = await queue.hours_open_at(self.db, [mailing_id]) if mailing.status_reason == "window" else {}
         status = query["status"] and Status(query["status"])
         cursor = tuple(query["cursor"]) if query["cursor"] else None
         found, following = await messages.of_mailing(self.db, mailing_id, status, cursor, MESSAGES)
@@ -227,6 +228,7 @@ class OneMailing(MailingPage):
             live_now=mailing.status in LIVE,
             verbs={verb for verb, (sources, _) in MAILING_TRANSITIONS.items() if mailing.status in sources},
             over=mailing.status in OVER,
+            opens_at=hours.get(mailing_id),
             messages=found,
             status=status,
             tabs=[each for each in Status if numbers.messages[each] or each is status],

@@ -45,6 +45,7 @@ MAILING_REASONS: dict[str, str] = {
     "gateway_paused": "Waits: the gateway is paused.",
     "gateway_misconfigured": "Waits: the gateway refuses us. Put that right, then resume the gateway.",
     "paused_by_settings": "Waits: the whole service is paused by its settings (PAUSE_ALL).",
+    "window": "Waits for the clients' local hours.",
 }
 
 REASONS: dict[str, str] = {
@@ -154,6 +155,11 @@ def span(value: timedelta) -> str:
         if count:
             parts.append(f"{count}\u00a0{unit}")
     return " ".join(parts[:2]) or "0\u00a0s"
+
+
+def ahead(value: datetime | None) -> bool:
+    """Whether a time is still to come."""
+    return value is not None and value > datetime.now(UTC)
 
 
 def until(value: datetime) -> str:
