@@ -27,7 +27,7 @@ from notifier.delivery.scheduler import Scheduler
 from notifier.errors import NotifierError, SettingsError
 from notifier.models import OnUnknown
 from notifier.settings import Settings, secret_key
-from notifier.storage import database, embedded
+from notifier.storage import database, embedded, replicas
 from notifier.web.base import SERVER, Context, GatewayDefaults, bootstrap_token
 from notifier.web.routes import ROUTES, make_application
 from notifier.web.system import Health, Metrics, Ready
@@ -149,6 +149,11 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
     async with AsyncExitStack() as stack:
         web_db = await _pool(stack, settings, dsn, "web", WEB_POOL)
         await database.patiently(partial(database.check, web_db), say=log.warning)
+        if not await database.patiently(partial(replicas.share_key, web_db, secret_key(settings)), say=log.warning):
+            log.warning(
+                "SECRET_KEY is not that of the replica that started last: give all the same one, or nobody stays"
+                " logged in; if it is a new one, start the others again with it"
+            )
         scheduler = None if settings.role == "api" else await _scheduler(stack, settings, dsn)
 
         async def ready() -> str | None:

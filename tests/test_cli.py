@@ -271,6 +271,15 @@ def test_a_data_folder_that_cannot_be_one(place: Path, name: str, given: dict[st
     assert "Traceback" not in ended.stderr
 
 
+async def test_a_replica_with_another_key_is_warned_of(place: Path) -> None:
+    with started(place, "one", SECRET_KEY=KEY, ROLE="api") as one:
+        await one.up()
+        with started(place, "two", SECRET_KEY=KEY[::-1], ROLE="api") as two:
+            await two.up()
+        assert "SECRET_KEY is not that of" in two.said()
+        assert "SECRET_KEY is not that of" not in one.said()
+
+
 async def test_the_embedded_database_is_killed_and_service_recovers(place: Path) -> None:
     with started(place, BOOTSTRAP_TOKEN=TOKEN) as one:
         url = await one.up()

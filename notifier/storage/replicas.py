@@ -1,12 +1,29 @@
-"""The replicas that run a scheduler: each has a row with a heartbeat counter, and a session lock with its number."""
+"""Replicas: the key they share; for those with a scheduler a row with a heartbeat counter, and a session lock."""
 
 from __future__ import annotations
+
+import hmac
 
 from notifier.storage.database import Db
 from notifier.storage.mailings import CHANNEL
 
 LOCKS = 0x6E6F7469
 """The class of the advisory locks of replicas: "noti" in ASCII; the object is the replica's number."""
+
+
+async def share_key(db: Db, secret_key: str) -> bool:
+    """Note the key; False when the replica that started last had another."""
+    mark = hmac.digest(secret_key.encode(), b"notifier", "sha256")
+    before: bytes | None = await db.fetchval(
+        """
+        WITH before AS (SELECT mark FROM secret_key)
+        INSERT INTO secret_key (mark) VALUES ($1)
+        ON CONFLICT (only_row) DO UPDATE SET mark = excluded.mark
+        RETURNING (SELECT mark FROM before)
+        """,
+        mark,
+    )
+    return before is None or before == mark
 
 
 async def register(db: Db, name: str) -> int:

@@ -7,6 +7,15 @@ from notifier.storage.database import Pool
 from tests.storage.scenes import insert_batch, insert_mailing, insert_messages
 
 
+async def test_a_replica_with_another_key_is_noticed_once(db: Pool) -> None:
+    old, new = "an old key of thirty-two characters", "a new key of thirty-two characters!"
+    assert await replicas.share_key(db, old)
+    assert await replicas.share_key(db, old)
+    assert not await replicas.share_key(db, new)
+    assert await replicas.share_key(db, new)
+    assert new.encode() not in await db.fetchval("SELECT mark FROM secret_key")
+
+
 async def test_each_replica_gets_a_number_and_sees_the_others(db: Pool) -> None:
     one, other = await replicas.register(db, "one"), await replicas.register(db, "other")
     assert one != other
