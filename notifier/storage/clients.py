@@ -137,7 +137,8 @@ async def edit(db: Db, client_id: int, changes: dict[str, Any], *, if_match: int
                 UPDATE clients
                 SET phone = coalesce($3, phone), operator_code = coalesce($4, operator_code),
                     tags = coalesce($5, tags), timezone = CASE WHEN $6 THEN $7 ELSE timezone END,
-                    attributes = coalesce($8, attributes), version = version + 1, updated_at = now()
+                    attributes = coalesce($8, attributes), version = version + $9::int,
+                    updated_at = CASE WHEN $9 = 1 THEN now() ELSE updated_at END
                 WHERE id = $1 AND ($2::int IS NULL OR version = $2)
                 RETURNING id, phone, operator_code, tags, timezone, attributes, version, created_at, updated_at
                 """,
@@ -149,6 +150,7 @@ async def edit(db: Db, client_id: int, changes: dict[str, Any], *, if_match: int
                 "timezone" in changes,
                 changes.get("timezone"),
                 changes.get("attributes"),
+                int(bool(changes)),
             )
     except asyncpg.UniqueViolationError:
         other = await _id_of(db, phone)

@@ -80,6 +80,8 @@ async def edit(db: Db, name: str, changes: dict[str, Any], *, if_match: int | No
     """Change ``concurrency`` and ``rate``; None gives the word back to the settings. Raises NotFound, Stale."""
     async with transaction(db) as conn:
         gateway = await _locked(conn, name, if_match)
+        if not changes:
+            return gateway
         await conn.execute(
             # the bucket starts empty, so that a raised rate is not a burst
             "UPDATE gateways SET concurrency = $2, rate = $3, tokens = 0, tokens_at = now(), version = version + 1 "

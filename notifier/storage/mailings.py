@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import asyncpg
@@ -94,10 +94,9 @@ async def create(
 
 def _check_times(starts_at: datetime, ends_at: datetime, now: datetime) -> None:
     if ends_at <= now:
-        ended = ends_at.astimezone(UTC).isoformat()
-        raise Invalid([Problem("/ends_at", f"The mailing would be over already: it ends at {ended}.")])
+        raise Invalid([Problem("/ends_at", "lies in the past: the mailing would be over already")])
     if ends_at <= starts_at:
-        raise Invalid([Problem("/ends_at", "Must be after starts_at.")])
+        raise Invalid([Problem("/ends_at", "must be after starts_at")])
 
 
 async def _announce(conn: Db) -> None:
@@ -155,6 +154,8 @@ async def edit(db: Db, mailing_id: int, changes: dict[str, Any], *, if_match: in
         fixed = [key for key in ("filter", "starts_at") if key in changes] if begun else []
         if fixed:
             raise Conflict(f"The mailing has started; {' and '.join(fixed)} cannot be changed any more.")
+        if not changes:
+            return await get(conn, mailing_id)
         starts_at = changes.get("starts_at", mailing.starts_at)
         ends_at = changes.get("ends_at", mailing.ends_at)
         if "starts_at" in changes or "ends_at" in changes:

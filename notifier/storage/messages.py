@@ -109,7 +109,13 @@ async def of_client(db: Db, client_id: int, cursor: Cursor | None, limit: int) -
 
 def _check(cursor: Cursor | None, sizes: set[int]) -> None:
     if cursor is not None and (len(cursor) not in sizes or not all(0 <= part <= INT64_MAX for part in cursor)):
-        raise Invalid([Problem("cursor", "Not a cursor of this list.", parameter=True)])
+        raise Invalid(
+            [
+                Problem(
+                    "cursor", "is no cursor of this list: take next_cursor of the page before as it is", parameter=True
+                )
+            ]
+        )
 
 
 # Each of these returns ids, newest first, and where the next page begins. Two habits keep the plans the same

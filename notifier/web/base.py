@@ -331,7 +331,7 @@ def path_value(name: str, text: str) -> Any:
     if not (name == "id" or name.endswith("_id")):
         return text
     if not re.fullmatch(r"[1-9][0-9]{0,18}", text) or int(text) > INT64_MAX:
-        raise errors.NotFound(f"{text[:40]!r} is no id: ids are positive integers.")
+        raise errors.NotFound(f"{text[:40]!r} is no id: ids are integers from 1 to {INT64_MAX}.")
     return int(text)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import json
 import math
 import re
@@ -65,6 +66,8 @@ def parse(body: bytes) -> Any:
     """
     if not body.strip():
         raise Unparsable("The body is empty: send a JSON object.")
+    if body.startswith(codecs.BOM_UTF8):
+        raise Unparsable("The body is not JSON: it begins with a byte order mark.")
     try:
         return json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
@@ -207,6 +210,10 @@ def read_cursor(text: str, length: int) -> list[int] | None:
 COMMON = {"required": "is required", "null": "must not be null"}
 
 
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+"""What no text has: a phone shows it as a box, a terminal obeys it."""
+
+
 class Text(fields.String):
     """A string of ``shortest`` to ``longest`` characters; with ``visible`` not only of white space."""
 
@@ -214,6 +221,7 @@ class Text(fields.String):
         **COMMON,
         "invalid": "must be a string",
         "blank": "must not be empty",
+        "control": "must not contain control characters but line ends and tabs; this has U+{code:04X}",
         "length": "must have {shortest} to {longest} characters; this has {length}",
     }
 
@@ -228,6 +236,8 @@ class Text(fields.String):
             raise self.make_error("length", shortest=self.shortest, longest=self.longest, length=len(text))
         if self.visible and self.shortest and not text.strip():
             raise self.make_error("blank")
+        if control := CONTROL.search(text):
+            raise self.make_error("control", code=ord(control[0]))
         return text
 
 
@@ -539,8 +549,15 @@ class ProblemOut(Schema):
 # ---- clients
 
 
-def _tag(**kwargs: Any) -> Text:
-    return Text(TAG_MAX, **kwargs)
+class Tag(Text):
+    """A tag; white space around it is dropped, for nobody would see it."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        return super()._deserialize(value, attr, data, **kwargs).strip()
+
+
+def _tag(**kwargs: Any) -> Tag:
+    return Tag(TAG_MAX, **kwargs)
 
 
 class ClientEditIn(Strict):

@@ -148,6 +148,34 @@ async def test_what_is_just_allowed(api: Api) -> None:
     assert (await api.get(made.headers["Location"].removeprefix("/api/v1"))).json == made.json
 
 
+async def test_a_change_of_nothing_changes_nothing(api: Api) -> None:
+    body = {"text": "Hi", "ends_at": "2100-01-01T00:00:00Z"}
+    made = [await api.post("/clients", {"phone": "79161234567"}), await api.post("/mailings", body)]
+    for path in ("/gateways/default", *(each.headers["Location"].removeprefix("/api/v1") for each in made)):
+        before = await api.get(path)
+        again = await api.patch(path, {}, headers={"If-Match": before.headers["ETag"]})
+        assert (again.status, again.json, again.headers["ETag"]) == (200, before.json, before.headers["ETag"]), path
+        assert (await api.patch(path, {}, headers={"If-Match": '"9"'})).status == 412
+
+
+async def test_white_space_around_a_tag_is_dropped(api: Api) -> None:
+    made = await api.post("/clients", {"phone": "79161234567", "tags": [" a", "a\n", "b c"]})
+    assert made.json["tags"] == ["a", "b c"]
+    assert len((await api.get("/clients?tag=a%20")).json["items"]) == 1
+    mailing = {"text": "Hi", "ends_at": "2100-01-01T00:00:00Z", "filter": {"tags": ["a "]}}
+    assert (await api.post("/mailings", mailing)).json["filter"] == {"tags": ["a"]}
+
+
+async def test_control_characters_are_refused(api: Api) -> None:
+    mailing = {"ends_at": "2100-01-01T00:00:00Z"}
+    for text in ("\a", "a\x1b[31m", "\x7f", "\x0b"):
+        assert (await api.post("/mailings", {**mailing, "text": f"Hi{text}"})).pointers() == ["/text"]
+        assert (await api.post("/mailings", {**mailing, "text": "Hi", "name": f"n{text}"})).pointers() == ["/name"]
+        assert (await api.post("/clients", {"phone": "79161234567", "tags": [f"t{text}"]})).pointers() == ["/tags/0"]
+    kept = "Hi\tyou\r\nthere \U0001f600\u200d\u2028"
+    assert (await api.post("/mailings", {**mailing, "text": kept})).json["text"] == kept
+
+
 async def test_tags_said_twice_are_kept_once(api: Api) -> None:
     assert (await api.post("/clients", {"phone": "79161234567", "tags": ["b", "a", "b"]})).json["tags"] == ["b", "a"]
 

@@ -158,7 +158,7 @@ class Form:
 SAID_OF_A_FORM = {
     "must differ from from; a window of null is the whole day": "must differ from the beginning; "
     "leave both empty for the whole day",
-    "Must be after starts_at.": "must be after the start",
+    "must be after starts_at": "must be after the start",
 }
 
 
