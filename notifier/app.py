@@ -94,13 +94,13 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 @contextmanager
-def bound(settings: Settings) -> Iterator[list[socket.socket]]:
+def bound(settings: Settings, remedy: str = "set HOST and PORT") -> Iterator[list[socket.socket]]:
     """Yield the sockets to serve on; nothing else is touched while the port is not ours. Raises PortTaken."""
     host, port = settings.host, settings.port
     try:
         sockets = bind_sockets(port, host)
     except OSError as error:
-        raise PortTaken(f"cannot listen on {host} port {port}: {error.strerror}; set HOST and PORT") from error
+        raise PortTaken(f"cannot listen on {host} port {port}: {error.strerror}; {remedy}") from error
     with ExitStack() as stack:
         for each in sockets:
             stack.enter_context(each)

@@ -93,7 +93,7 @@ def command(clients: int, leave: bool, port: int | None) -> None:
         secret_key(settings)  # makes the folder, or says what is wrong with it
         console.print("Starting PostgreSQL, the simulated gateway and the service …")
         with (
-            app.bound(settings) as sockets,
+            app.bound(settings, "give another one with --port") as sockets,
             app.a_database(settings) as dsn,
             # The ledger is continued: what a run left undone goes on in the next one, and no text is taken twice.
             Simulator(ledger=settings.data_dir / "gateway.jsonl", latency=LATENCY, jitter=JITTER) as gateway,

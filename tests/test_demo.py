@@ -111,6 +111,7 @@ def test_a_port_that_is_taken(place: Path, stranger: socket.socket) -> None:
     ended = demo(place, "--port", str(port), "--clients", "1", "--exit")
     assert ended.returncode == 2
     assert f"port {port}" in ended.stderr
+    assert "give another one with --port" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (place / "demo" / "postgresql").exists()
 

@@ -156,7 +156,7 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
             "required": True,
             "schema": {"type": "integer", "format": "int64", "minimum": 1, "maximum": INT64_MAX}
             if name == "id" or name.endswith("_id")
-            else {"type": "string"},
+            else {"type": "string", "example": "default"},  # gateways are all that have names
         }
         for name in re.findall(r"\{(\w+)\}", path)
     ]

@@ -83,11 +83,11 @@ REASONS: dict[str, str] = {
 OUTCOMES: dict[str, str] = {
     Outcome.ACCEPTED: "Accepted by the gateway",
     Outcome.REJECTED: "Rejected",
-    Outcome.DECLINED: "Declined, will be tried again",
+    Outcome.DECLINED: "Declined",
     Outcome.THROTTLED: "Throttled",
     Outcome.UNAVAILABLE: "Gateway unavailable",
     Outcome.MISCONFIGURED: "Gateway misconfigured",
-    Outcome.UNKNOWN: "Outcome unknown",
+    Outcome.UNKNOWN: "Unknown",
     Outcome.INTERRUPTED: "Interrupted",
     Outcome.NOT_STARTED: "Not started",
     Outcome.SUPPRESSED: "Suppressed",
@@ -97,7 +97,7 @@ OUTCOMES: dict[str, str] = {
 # What a status of a message means, where one looks at all of them.
 MEANINGS: dict[str, str] = {
     Status.WAITING: "not started yet",
-    Status.SENDING: "a request is under way",
+    Status.SENDING: "handed to the sender: a request is under way, or about to be",
     Status.RETRYING: "will be tried again",
     Status.SENT: "the gateway accepted it",
     Status.DELIVERED: "it reached the phone",
