@@ -382,7 +382,7 @@ def _claims_acceptance(message: Message) -> bool:
 
 
 def _accepted_not_sent(facts: Facts, requests: Requests) -> list[Breach]:
-    """What the gateway accepted counts as sent, or an attempt in doubt explains why not."""
+    """What the gateway accepted counts as sent, or an attempt in doubt explains why not, or a row that was refused."""
     unexplained = [
         message_id
         for message_id in requests.accepted
@@ -390,6 +390,7 @@ def _accepted_not_sent(facts: Facts, requests: Requests) -> list[Breach]:
         and (message := facts.messages.get(message_id)) is not None
         and message.status not in SENT
         and not _doubts(message)
+        and not any(attempt.reason == Reason.UNRECORDABLE for attempt in message.attempts)
     ]
     return _breach(Rule.LOST, "accepted messages that do not count as sent", unexplained)
 

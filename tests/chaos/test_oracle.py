@@ -129,6 +129,9 @@ def test_what_was_accepted_is_sent_or_in_doubt() -> None:
     assert Scene().message(1, HELD).asked(1).broken() == []
     assert Scene().message(1, INTERRUPTED, REJECTED).asked(1).broken() == []
     assert Scene().message(1, REJECTED).asked(1).broken() == [(Rule.LOST, 1)]
+    refused = (Outcome.ACCEPTED, Standing.UNKNOWN)
+    assert Scene().message(1, refused, reason=Reason.UNRECORDABLE).asked(1).broken() == []
+    assert Scene().message(1, refused).asked(1).broken() == [(Rule.LOST, 1)]
 
 
 def test_every_one_of_the_audience_has_a_message() -> None:
