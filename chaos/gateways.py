@@ -169,10 +169,11 @@ def refused(clients: int = 100) -> Figures:
         return figures
 
 
-def hanging(clients: int = 3_000, seconds: float = 20.0) -> Figures:
+def hanging(clients: int = 3_000, seconds: float = 20.0, timeout: int = 15) -> Figures:
     """Every request hangs until its timeout: the API answers as ever."""
     with on_stage() as stage:
-        replica = stage.replica(constants={"delivery.limits.TRIP_AFTER": 10**9}, gateway_concurrency=200)
+        never = {"delivery.limits.TRIP_AFTER": 10**9}
+        replica = stage.replica(constants=never, gateway_concurrency=200, gateway_timeout=timeout)
         stage.clients(clients)
         stage.gateway.script({"do": {"kind": "hang"}})
         stage.mailing(replica)

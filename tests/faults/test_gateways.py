@@ -31,5 +31,5 @@ def test_a_revoked_token_stops_the_gateway_and_fails_nobody() -> None:
 
 
 def test_a_gateway_that_hangs_does_not_slow_the_api() -> None:
-    figures = gateways.hanging(300, seconds=3)
+    figures = gateways.hanging(300, seconds=3, timeout=3)
     assert figures.breaches == []
