@@ -1,4 +1,6 @@
-"""`make bench`: one table, each figure beside its baseline of the same run; ONLY=name for one question."""
+"""`make bench`: one table, each figure beside its baseline of the same run; ONLY=name for one question.
+
+FULL=1 asks about five million messages where half a million stand for them otherwise."""
 
 from __future__ import annotations
 
@@ -9,10 +11,20 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from bench import start, throughput
+from bench import api, claim, lists, memory, planning, start, statistics, throughput, wal
 from bench.nginx import Missing, fast_gateway
 
-QUESTIONS = {"throughput": throughput.rows, "start": start.rows}
+QUESTIONS = {
+    "throughput": throughput.rows,
+    "start": start.rows,
+    "claim": claim.rows,
+    "wal": wal.rows,
+    "planning": planning.rows,
+    "statistics": statistics.rows,
+    "lists": lists.rows,
+    "api": api.rows,
+    "memory": memory.rows,
+}
 
 
 def main() -> None:

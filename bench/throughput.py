@@ -77,8 +77,8 @@ async def clear(db: Pool, clients: int) -> None:
     await db.execute("VACUUM ANALYZE clients")
 
 
-def a_scheduler(db: Pool, gateway: Gateway, concurrency: int) -> Scheduler:
-    """An engine with the defaults of the settings."""
+def a_scheduler(db: Pool, gateway: Gateway | None, concurrency: int) -> Scheduler:
+    """An engine with the defaults of the settings; without a gateway it only plans."""
     return Scheduler(
         db,
         name="bench",
