@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
 
 import uvloop
 
-from bench.throughput import CONNECTIONS, TEXT, Row, a_database, a_scheduler, clear
+from bench.throughput import CONNECTIONS, Row, a_database, a_scheduler, clear, create
 from notifier.delivery.gateway import Gateway
-from notifier.models import Filter
 from notifier.storage import mailings
 from notifier.storage.database import Pool, create_pool
 
@@ -35,19 +33,9 @@ async def measure(url: str, dsn: str) -> tuple[float, float]:
         planner = a_scheduler(db, None, CONNECTIONS)
         await planner.start()
         begun = await written(db)
-        mailing = await mailings.create(
-            db,
-            name=None,
-            text=TEXT,
-            filter=Filter(),
-            starts_at=None,
-            ends_at=datetime.now(UTC) + timedelta(hours=1),
-            window=None,
-            priority=0,
-            draft=False,
-        )
+        mailing = await create(db)
         planner.wake()
-        while not (await mailings.get(db, mailing.id)).planned:
+        while not (await mailings.get(db, mailing)).planned:
             await asyncio.sleep(0.02)
         planned = await written(db)
         await planner.stop(5)
@@ -57,7 +45,7 @@ async def measure(url: str, dsn: str) -> tuple[float, float]:
         before = await written(db)
         await sender.start()
         stack.push_async_callback(sender.stop, 5)
-        while (await mailings.get(db, mailing.id)).status != "finished":
+        while (await mailings.get(db, mailing)).status != "finished":
             await asyncio.sleep(0.1)
         delivered = await written(db)
         sent = await db.fetchval("SELECT count(*) FROM attempts WHERE standing = 'sent'")
