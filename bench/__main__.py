@@ -14,14 +14,18 @@ from rich.table import Table
 
 from bench import (
     api,
+    api_busy,
     claim,
     latency,
     lists,
     memory,
     planning,
+    replicas,
     start,
     statistics,
     throughput,
+    urgent,
+    waiting,
     wal,
 )
 from bench.nginx import Missing, fast_gateway
@@ -30,13 +34,17 @@ from notifier import telemetry
 QUESTIONS = {
     "throughput": throughput.rows,
     "latency": latency.rows,
+    "replicas": replicas.rows,
     "start": start.rows,
+    "urgent": urgent.rows,
+    "waiting": waiting.rows,
     "claim": claim.rows,
     "wal": wal.rows,
     "planning": planning.rows,
     "statistics": statistics.rows,
     "lists": lists.rows,
     "api": api.rows,
+    "api_busy": api_busy.rows,
     "memory": memory.rows,
 }
 
