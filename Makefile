@@ -31,7 +31,7 @@ format: $(VENV)/.with-test ## format the code and mend what ruff can mend
 	$(BIN)/python -m ruff check --fix --quiet .
 	$(BIN)/python -m ruff format .
 
-bench: $(VENV)/.with-bench ## the benchmarks, each beside its baseline; ONLY=name, FULL=1
+bench: $(VENV)/.with-$(if $(filter peers,$(ONLY)),peers,bench) ## the benchmarks, each beside its baseline; ONLY=name, FULL=1
 	@ONLY='$(ONLY)' FULL='$(FULL)' $(BIN)/python -m bench
 
 chaos: $(VENV)/.with-test ## every fault, then a storm of them; MINUTES=10, SEED=n replays one, ONLY=3,5 or ONLY=storm
@@ -43,6 +43,7 @@ clean: ## remove what was installed and built; .data stays
 # Each extra has a stamp: installed once, and again when what is pinned changes.
 $(VENV)/.with-embedded: EXTRAS = embedded
 $(VENV)/.with-bench: EXTRAS = embedded,bench
+$(VENV)/.with-peers: EXTRAS = embedded,bench,peers
 $(VENV)/.with-test: EXTRAS = embedded,bench,test
 $(VENV)/.with-%: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -19,6 +19,7 @@ from bench import (
     latency,
     lists,
     memory,
+    peers,
     planning,
     replicas,
     start,
@@ -46,6 +47,7 @@ QUESTIONS = {
     "api": api.rows,
     "api_busy": api_busy.rows,
     "memory": memory.rows,
+    "peers": peers.rows,
 }
 
 

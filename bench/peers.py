@@ -1,0 +1,123 @@
+"""Messages a second beside job queues that others made, each at its best settings: the same requests, as many at once.
+
+They are the extra `peers`; `make bench ONLY=peers` installs it. A peer's rate is from its first request to its last
+answer, as ours, in the same process, on a durable database of the same kind, with the product's own session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from importlib.util import find_spec
+from typing import Any
+
+import asyncpg
+import orjson
+import uvloop
+
+from bench.nginx import Missing
+from bench.throughput import CONNECTIONS, TEXT, Row, a_database, engine
+from notifier.app import collect_rarely
+from notifier.delivery.gateway import Gateway
+from notifier.models import Outcome
+
+EXTRA = ("pgqueuer", "procrastinate")
+MESSAGES = 10_000
+PROCRASTINATE_MESSAGES = 2_000  # it takes its time
+PGQUEUER_TARGET, PROCRASTINATE_TARGET = 2.2, 20
+
+
+class Sending:
+    """Sends message after message and keeps the time."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._text = orjson.dumps(TEXT)
+        self._started = self._ended = 0.0
+        self.sent = 0
+
+    async def send(self, message_id: int) -> None:
+        self._started = self._started or time.perf_counter()
+        answer = await self._gateway.send(message_id, 79_000_000_000 + message_id, self._text)
+        assert answer.outcome is Outcome.ACCEPTED
+        self.sent += 1
+        self._ended = time.perf_counter()
+
+    @property
+    def rate(self) -> float:
+        """Messages a second."""
+        return self.sent / (self._ended - self._started)
+
+
+async def pgqueuer(url: str, dsn: str, messages: int) -> float:
+    """Messages a second of PgQueuer, which claims in batches and writes what is done in batches."""
+    from pgqueuer import PgQueuer
+    from pgqueuer.types import QueueExecutionMode
+
+    async with (
+        asyncpg.create_pool(dsn, min_size=9, max_size=9) as pool,
+        Gateway("default", url, "token", timeout=15) as gateway,
+    ):
+        queue = PgQueuer.from_asyncpg_pool(pool)
+        await queue.qm.queries.install()
+        sending = Sending(gateway)
+        free = asyncio.Semaphore(CONNECTIONS)
+
+        async def send(job: Any) -> None:
+            async with free:
+                await sending.send(int(job.payload))
+
+        queue.entrypoint("send")(send)
+        for first in range(1, messages + 1, 1_000):
+            ids = range(first, min(first + 1_000, messages + 1))
+            await queue.qm.queries.enqueue(["send"] * len(ids), [b"%d" % i for i in ids], [0] * len(ids))
+        await pool.execute("ANALYZE")
+        collect_rarely()
+        await queue.run(
+            timedelta(seconds=1),
+            batch_size=CONNECTIONS,  # 64 with 128 jobs in hand was slower, and so was 500
+            max_concurrent_tasks=CONNECTIONS * 2,
+            mode=QueueExecutionMode.drain,
+        )
+        assert sending.sent == messages, f"{sending.sent} of {messages} sent"
+        return sending.rate
+
+
+async def procrastinated(url: str, dsn: str, messages: int) -> float:
+    """Messages a second of Procrastinate, which claims and finishes job by job."""
+    import procrastinate
+
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn, min_size=9, max_size=9))
+    async with app.open_async(), Gateway("default", url, "token", timeout=15) as gateway:
+        await app.schema_manager.apply_schema_async()
+        sending = Sending(gateway)
+
+        async def send(message_id: int) -> None:
+            await sending.send(message_id)
+
+        task = app.task(send, name="send")
+        await task.batch_defer_async(*({"message_id": i} for i in range(1, messages + 1)))
+        collect_rarely()
+        await app.run_worker_async(
+            concurrency=CONNECTIONS, wait=False, install_signal_handlers=False, delete_jobs="successful"
+        )
+        assert sending.sent == messages, f"{sending.sent} of {messages} sent"
+        return sending.rate
+
+
+def rows(url: str) -> Iterator[Row]:
+    """Yield the rows of the table; raises Missing without the extra."""
+    if not all(map(find_spec, EXTRA)):
+        raise Missing("the extra `peers` is needed: make bench ONLY=peers")
+    for name, peer, messages, target in (
+        ("PgQueuer", pgqueuer, MESSAGES, PGQUEUER_TARGET),
+        ("Procrastinate", procrastinated, PROCRASTINATE_MESSAGES, PROCRASTINATE_TARGET),
+    ):
+        with a_database() as dsn:
+            theirs = uvloop.run(peer(url, dsn, messages))
+            ours = uvloop.run(engine(url, dsn, MESSAGES))
+        ratio = ours / theirs
+        question = f"messages a second, {CONNECTIONS} connections, beside {name}"
+        yield question, f"{ours:,.0f}", f"{theirs:,.0f}", f"{ratio:.1f}", f"{target}", ratio >= target
