@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, time, timedelta
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -13,7 +14,7 @@ import pytest
 
 from notifier.errors import Conflict, IllegalTransition, Invalid, NotFound, Stale
 from notifier.models import MAILING_TRANSITIONS, OVER, Filter, Mailing, MailingStatus, Window
-from notifier.storage import audience, mailings, queue
+from notifier.storage import audience, mailings, queue, statistics
 from notifier.storage.database import Connection, Db, Pool
 from tests.conftest import poll_until
 from tests.storage.scenes import (
@@ -137,6 +138,48 @@ async def test_pages_are_newest_first_and_by_status(db: Pool) -> None:
     assert await page(status=MailingStatus.DRAFT) == [made[4], made[2], made[0]]
     assert await page(status=MailingStatus.SCHEDULED, before=made[3], limit=1) == [made[1]]
     assert await page(status=MailingStatus.RUNNING) == []
+
+
+async def test_no_page_of_mailings_reads_more_the_deeper_it_lies(db: Pool) -> None:
+    """30,000 mailings, two of them drafts: a page reads its own rows, of whatever list and in whatever plan."""
+    await db.execute(
+        """
+        INSERT INTO mailings (starts_at, ends_at, status, planned, over_at, horizon)
+        SELECT now() - interval '2 days', now() - interval '1 day',
+               (CASE WHEN n IN (2, 100) THEN 'draft' ELSE 'finished' END)::mailing_status, true, now(), 0
+        FROM generate_series(1, 30000) n
+        """
+    )
+    await db.execute("INSERT INTO mailing_texts (mailing_id, version, text) SELECT id, 1, 'Hi' FROM mailings")
+    await db.execute("ANALYZE mailings, mailing_texts")
+    read = """
+        SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint FROM pg_stat_xact_user_tables
+        WHERE relname IN ('mailings', 'mailing_texts')
+    """
+    async with db.acquire() as connection, connection.transaction():
+        middle = await connection.fetchval("SELECT min(id) + 15000 FROM mailings")
+
+        async def cost(page: Callable[[], Awaitable[Any]]) -> int:
+            start = await connection.fetchval(read)
+            await page()
+            return int(await connection.fetchval(read) - start)
+
+        pages: dict[str, Callable[[], Awaitable[Any]]] = {
+            f"{status} before {before}": partial(mailings.page, connection, status=status, before=before, limit=50)
+            for status in (None, MailingStatus.DRAFT, MailingStatus.FINISHED)
+            for before in (None, middle)
+        }
+        pages |= {
+            f"lines before {before}": partial(statistics.of_mailings, connection, before, 50)
+            for before in (None, middle)
+        }
+        pages["lines of some"] = partial(
+            statistics.of_mailings, connection, None, 50, ids=list(range(middle, middle + 50))
+        )
+        for plan in ("force_custom_plan", "force_generic_plan"):
+            await connection.execute(f"SET LOCAL plan_cache_mode = {plan}")
+            costs = {name: await cost(page) for name, page in pages.items()}
+            assert max(costs.values()) <= 110, (plan, costs)
 
 
 # ---- act ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import asyncpg
 
 from notifier import storage
 from notifier.models import Filter
-from notifier.storage import audience, audit, clients, mailings, queue
+from notifier.storage import audience, audit, clients, mailings, queue, statistics
 from notifier.storage.database import Pool
 from tests.storage.scenes import ME, insert_clients, insert_mailing
 
@@ -82,6 +82,8 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
         await queue.claim(db, ME, after=0, retries=retries)
     await mailings.get(db, mailing_id)
     await mailings.page(db, status=None, before=None, limit=5)
+    for ids in (None, [mailing_id]):
+        await statistics.of_mailings(db, 5, 5, ids=ids)
     await clients.get(db, client_id)
     await clients.page(db, phone=None, operator_code=None, tag=None, timezone=None, before=None, limit=5)
     await clients.page(db, phone=1, operator_code="916", tag="vip", timezone="UTC", before=9, limit=5)
@@ -97,6 +99,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
         "mailings.page",
         "clients.get",
         "clients.page",
+        "statistics.of_mailings",
         "database.migrate",  # made this database
     }
 
