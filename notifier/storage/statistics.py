@@ -29,6 +29,9 @@ class Step(StrEnum):
     DAY = "day"
 
 
+SECONDS = {Step.MINUTE: 60, Step.HOUR: 3_600, Step.DAY: 86_400}
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """How many messages failed for this reason."""
@@ -125,7 +128,14 @@ async def of_mailing(db: Db, mailing_id: int, step: Step = Step.MINUTE) -> Stati
                    SELECT row(point.at, point.sent, point.failed) FROM (
                        SELECT date_trunc($2, s.at, 'UTC') AS at, sum(sent)::bigint AS sent,
                               sum(failed)::bigint AS failed
-                       FROM series s WHERE mailing_id = m.id GROUP BY 1 ORDER BY 1 DESC LIMIT $4
+                       FROM (
+                           -- the newest points have no more rows than this; what is older need not be grouped
+                           SELECT at, sent, failed FROM series WHERE mailing_id = m.id ORDER BY at DESC
+                           LIMIT $5::bigint * greatest(
+                               1, (SELECT count(DISTINCT slot) FROM counters WHERE mailing_id = m.id)
+                           )
+                       ) s
+                       GROUP BY 1 ORDER BY 1 DESC LIMIT $4
                    ) point ORDER BY point.at
                ) AS series
         FROM mailings m
@@ -144,6 +154,7 @@ async def of_mailing(db: Db, mailing_id: int, step: Step = Step.MINUTE) -> Stati
         step.value,
         float(RATE_SECONDS),
         SERIES_POINTS,
+        SERIES_POINTS * SECONDS[step] // RATE_SECONDS,
     )
     if row is None:
         raise NotFound(f"There is no mailing {mailing_id}.")

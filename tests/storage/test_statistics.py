@@ -253,3 +253,26 @@ async def test_a_series_ends_at_its_newest_thousand_points(db: Pool) -> None:
 
     start = datetime(2026, 3, 1, tzinfo=UTC)
     assert [point.at for point in series] == [start + timedelta(minutes=m) for m in range(201, 1201)]
+
+
+async def test_a_series_reads_no_more_the_longer_a_mailing_sends(db: Pool) -> None:
+    """A week without a pause, by two replicas: the newest thousand minutes are whole, and all that is read."""
+    mailing_id = await insert_mailing(db, audience=9)
+    await db.execute("INSERT INTO counters SELECT $1, slot, 'sent', 1 FROM generate_series(1, 2) slot", mailing_id)
+    await db.execute(
+        """
+        INSERT INTO series SELECT $1, slot, '2026-03-01Z'::timestamptz + n * interval '10 seconds', 1, 0
+        FROM generate_series(1, 60480) n, generate_series(1, 2) slot
+        """,
+        mailing_id,
+    )
+    await db.execute("VACUUM ANALYZE series, counters")
+    read = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'series'"
+    async with db.acquire() as connection, connection.transaction():
+        for plan in ("force_custom_plan", "force_generic_plan"):
+            await connection.execute(f"SET LOCAL plan_cache_mode = {plan}")
+            start = await connection.fetchval(read)
+            series = (await statistics.of_mailing(connection, mailing_id)).series
+            assert await connection.fetchval(read) - start <= 15_000, plan
+            assert len(series) == 1_000
+            assert {point.sent for point in series[:-1]} == {12}
