@@ -8,7 +8,7 @@ from bench.nginx import LATENCY, slow_gateway
 from bench.throughput import Row, beside_a_bare_loop
 
 # Connections, and messages: enough that the beginning, when everything leaves at once, is a small part.
-SIZES = ((512, 20_000), (1_024, 40_000))
+SIZES = ((512, 20_000), (1_024, 30_000))
 TARGET = 0.90
 
 
