@@ -8,7 +8,6 @@ import inspect
 import os
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import psycopg
 import pytest
 from tornado.ioloop import IOLoop
 
+from chaos.stage import scratch
 from notifier.storage import database
 from notifier.storage.embedded import running
 
@@ -31,7 +31,7 @@ PATIENCE = 20.0
 def pytest_configure(config: pytest.Config) -> None:
     config.option.async_test_timeout = float(os.environ.get("ASYNC_TEST_TIMEOUT", ASYNC_TEST_TIMEOUT))
     if not hasattr(config, "workerinput"):  # the workers of pytest-xdist inherit it
-        os.environ[PLACE] = str(new_place())
+        os.environ[PLACE] = str(scratch("notifier-test-"))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -44,13 +44,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.add_marker("gen_test")
-
-
-def new_place() -> Path:
-    """Make a folder that the server's user may enter, which ``tmp_path`` is not for root."""
-    folder = Path(tempfile.mkdtemp(prefix="notifier-test-"))
-    folder.chmod(0o711)
-    return folder
 
 
 async def poll_until(check: Callable[[], Any], timeout: float | None = None) -> Any:  # noqa: ASYNC109
@@ -78,7 +71,7 @@ def with_database(dsn: str, name: str) -> str:
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A folder of this test's own for an embedded server."""
-    folder = new_place()
+    folder = scratch("notifier-test-")
     yield folder
     shutil.rmtree(folder)
 
@@ -123,7 +116,7 @@ def dsn(server: str, template: str) -> Iterator[str]:
 def _fresh(server: str, template: str) -> Iterator[str]:
     name = f"test_{secrets.token_hex(8)}"
     with psycopg.connect(server, autocommit=True) as admin:
-        # Measured with fsync off: 30 ms to make and 10 ms to drop; with WAL_LOG 30 and 22.
+        # Measured in memory: 11 ms to make and 4 ms to drop; with WAL_LOG 55 and 4. On a disk 97 and 7.
         admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     yield with_database(server, name)
     with psycopg.connect(server, autocommit=True) as admin:

@@ -16,10 +16,11 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from chaos.stage import scratch
 from notifier.errors import NotifierError
 from notifier.storage import embedded
 from notifier.storage.embedded import running
-from tests.conftest import new_place, poll_until
+from tests.conftest import poll_until
 
 DURABILITY = "SELECT current_setting('synchronous_commit'), current_setting('fsync')"
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="root's case")
@@ -82,7 +83,7 @@ def is_up(dsn: str) -> bool:
 @pytest.fixture(scope="session")
 def made() -> Iterator[Path]:
     """A data folder with a cluster in it: to copy one takes a tenth of making one."""
-    folder = new_place()
+    folder = scratch("notifier-test-")
     with running(folder, fast=True):
         pass
     yield folder / "postgres"
