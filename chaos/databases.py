@@ -32,12 +32,6 @@ def interrupted(stage: Stage) -> int:
     return count
 
 
-def takeovers(replica: Replica) -> int:
-    """How many batches this replica has taken over."""
-    lines = str(replica.call("GET", "/metrics").body).splitlines()
-    return int(sum(float(line.split()[-1]) for line in lines if line.startswith("notifier_takeovers_total")))
-
-
 def unharmed(stage: Stage, figures: Figures, messages: int) -> None:
     """Everybody was sent to, nobody was declared dead, and every replica runs still."""
     assert figures.sent == messages, f"{figures.sent} of {messages} were sent: {figures}"

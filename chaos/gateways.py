@@ -86,8 +86,6 @@ LIES: Mapping[str, Lie] = {
     "no answer": Lie({"kind": "hang"}, *UNKNOWN),
     "a byte a second": Lie({"kind": "drip"}, *UNKNOWN),
 }
-SLOW_LIES = ("no answer", "a byte a second")
-"""Those that last for the whole timeout."""
 
 
 def memory(replica: Replica) -> int:

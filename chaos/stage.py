@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import pwd
-import re
 import secrets
 import shutil
 import signal
@@ -445,10 +444,3 @@ def on_stage(
 def has(program: str) -> str | None:
     """Where a program of another package is, also where only root's PATH leads."""
     return shutil.which(program, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin")))
-
-
-def digits(text: str) -> int:
-    """The first whole number in a text."""
-    found = re.search(r"\d+", text)
-    assert found is not None, text
-    return int(found.group())

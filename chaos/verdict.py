@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from chaos import oracle
-from chaos.stage import Stage
+from chaos.stage import Stage, until
 from notifier.simulator import Entry
 from notifier.storage import audit
 from notifier.storage.database import create_pool
@@ -172,8 +172,5 @@ def together(figures: Sequence[Figures]) -> Figures:
 def timed(check: Callable[[], Any], timeout: float = 60.0) -> float:
     """Seconds until ``check`` is true, asked every 10 ms; AssertionError after ``timeout``."""
     started = time.monotonic()
-    while not check():
-        if time.monotonic() - started > timeout:
-            raise AssertionError(f"not so within {timeout:.0f} s: {getattr(check, '__name__', check)}")
-        time.sleep(0.01)
+    until(check, timeout, 0.01)
     return time.monotonic() - started

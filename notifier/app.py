@@ -37,8 +37,8 @@ T = TypeVar("T")
 
 GATEWAY = "default"  # the one that the settings name; tables and code are ready for more
 # Connections of a replica. They are two pools, so that no burst of calls keeps the engine waiting, nor the other way
-# round: eight loops and a listener, and what Tornado can use in one process.
-ENGINE_POOL, WEB_POOL = 9, 10
+# round: nine loops and a control connection, and what Tornado can use in one process.
+ENGINE_POOL, WEB_POOL = 10, 10
 OBSERVED = (Health, Ready, Metrics)  # what a worker answers
 
 
@@ -89,8 +89,13 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     try:
         import uvloop
     except ImportError:
-        return asyncio.run(main)
-    return uvloop.run(main)
+        runner = asyncio.run
+    else:
+        runner = uvloop.run
+    try:
+        return runner(main)
+    finally:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a loop leaves the system's default behind
 
 
 @contextmanager
@@ -128,7 +133,8 @@ async def _up_and_migrated(dsn: str, migration_dsn: str) -> None:
     async def apply() -> None:
         migrate(migration_dsn)
 
-    await database.wait_until_up(dsn, say=log.warning)
+    for each in dict.fromkeys((dsn, migration_dsn)):  # a refusal is told at once, of either
+        await database.wait_until_up(each, say=log.warning)
     await database.patiently(apply, say=log.warning)
 
 
@@ -255,25 +261,35 @@ def _routes(settings: Settings) -> Any:
 def end_at_once() -> NoReturn:
     """End the process as a crash would, but for the embedded PostgreSQL, which nobody else may use."""
     click.echo("ended at once", err=True)
-    embedded.abandon()
-    os._exit(1)
+    try:
+        embedded.abandon()
+    finally:
+        os._exit(1)
 
 
 async def serve(settings: Settings, dsn: str, sockets: list[socket.socket]) -> None:
     """Serve on the `bound` sockets until SIGTERM or SIGINT; a second signal ends the process at once."""
     stop = asyncio.Event()
+    starting = asyncio.current_task()
 
     def signalled() -> None:
         if stop.is_set():
             end_at_once()
         stop.set()
+        if starting is not None:
+            starting.cancel()  # nobody is served yet, and the start may wait for a minute
 
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, signalled)
-    async with service(settings, dsn, sockets):
-        await stop.wait()
-        log.info("stopping", grace=settings.shutdown_grace)
+    try:
+        async with service(settings, dsn, sockets):
+            starting = None
+            await stop.wait()
+            log.info("stopping", grace=settings.shutdown_grace)
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
     log.info("stopped")
 
 

@@ -22,6 +22,7 @@ from chaos.stage import scratch
 from notifier.storage import database
 from notifier.storage.embedded import running
 
+TESTS = Path(__file__).parent
 PLACE = "NOTIFIER_TEST_PLACE"
 ASYNC_TEST_TIMEOUT = 55.0
 PATIENCE = 20.0
@@ -44,6 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.add_marker("gen_test")
+        # Only of the engine and its tables coverage is judged; to trace all the others' tests took 70 % more time.
+        if not {"delivery", "storage"}.intersection(item.path.relative_to(TESTS).parts):
+            item.add_marker("no_cover")
 
 
 async def poll_until(check: Callable[[], Any], timeout: float | None = None) -> Any:  # noqa: ASYNC109

@@ -129,6 +129,8 @@ class Recorder:
                 written = await ledger.append_late(self._db, self._replica, result)
             except REFUSED as error:
                 written = await self._append_refused(result, error)
+            else:
+                self._given_up = 0
             if not written:
                 log.warning("a result came after its mailing was purged", message_id=result.message_id)
             self._late.pop(0)
@@ -150,7 +152,7 @@ async def store(db: Db, replica: int, reports: Sequence[Report], results: Sequen
     """`storage.queue.record`, whatever PostgreSQL thinks of single values.
 
     A row that came in between makes the statement run again with a younger snapshot. A row that is refused bisects
-    the flush, so that the rest is recorded; the culprit is recorded as unknown, or not at all where that is refused
+    the flush, so that the rest is recorded; the culprit is recorded as unknown, or not at all where that is refused.
     """
     try:
         return await queue.record(db, replica, reports, results)

@@ -121,14 +121,18 @@ class Watch:
         self._over: dict[tuple[int, int], float] = {}  # (batch, owner) → seen with its mailing over since
         self._last = 0.0
         self._free: dict[int, float] = {}  # replica → its lock is free since
+        self._doubted: set[int] = set()  # those whose heart beats without their lock
         self._locks_seen = 0.0
 
     def look(self, beats: dict[int, int], owned: list[Owned], now: float) -> None:
         """Take in the heartbeat counters and owned batches as they were just read, at ``time.monotonic() == now``."""
         if now - self._last > DEAD_AFTER / 2:
             self._beats, self._batches, self._over = {}, {}, {}
-        self._last = now
-        old = self._beats
+        old, before, self._last = self._beats, self._last, now
+        for peer, since in list(self._free.items()):
+            if before >= since and beats.get(peer) != old.get(peer, (None,))[0]:
+                self._doubted.add(peer)  # its heart beats without its lock: that says nothing until it is held again
+                del self._free[peer]
         self._beats = {peer: old[peer] if old.get(peer, (None,))[0] == n else (n, now) for peer, n in beats.items()}
         keys = {(batch.id, batch.owner): batch for batch in owned}
         seen = self._batches
@@ -144,11 +148,14 @@ class Watch:
         if free is None or now - self._locks_seen > DEAD_AFTER / 4:
             self._free = {}
         self._locks_seen = now
-        self._free = {peer: self._free.get(peer, now) for peer in free or ()}
+        self._doubted &= free or set()
+        self._free = {peer: self._free.get(peer, now) for peer in (free or set()) - self._doubted}
 
     def dead(self) -> set[int]:
         """The replicas whose counter stood still for DEAD_AFTER seconds, or whose lock was free for FREE_FOR."""
         still = {peer for peer, (_, since) in self._beats.items() if self._last - since >= DEAD_AFTER}
+        if self._last - self._locks_seen > DEAD_AFTER / 4:
+            return still  # what was seen of the locks is old
         return still | {peer for peer, since in self._free.items() if self._locks_seen - since >= FREE_FOR}
 
     def left_behind(self, me: int, in_hand: Container[int], stuck_after: float) -> list[Owned]:

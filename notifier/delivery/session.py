@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 # Seconds between two looks at the locks of the others.
 LOOK = 0.35
+# Until the lock is free that the connection before held (seconds): well under the time after which it tells.
+AGAIN = 0.1
 # A connection that is younger (seconds) shows nothing: a restart of the database frees all locks at once, and their
 # holders need a moment to come back.
 TRUSTED_AFTER = 5.0
@@ -33,7 +35,7 @@ PATIENCE = 5.0
 class Session:
     """Connects by itself, and again when the connection is lost.
 
-    ``on_news`` is called when another replica changed something, ``on_locks`` with the numbers of those whose lock is
+    ``on_news`` is called when a replica changed something, ``on_locks`` with the numbers of those whose lock is
     free (nothing is known: None), ``on_held`` when the lock is held, ``on_lost`` when the connection broke.
     """
 
@@ -71,7 +73,7 @@ class Session:
         if not self._locked:
             self._locked = await replicas.lock(self._connection, self._replica)
             if not self._locked:  # the server has not noticed yet that the connection before is gone
-                return 0.05
+                return AGAIN
         now = time.monotonic()
         if not self._heard_itself:
             if now - self._asked >= PATIENCE:
@@ -85,8 +87,12 @@ class Session:
     async def _connect(self) -> None:
         await self.close()
         self._connection = await self._db.acquire()
-        self._connection.add_termination_listener(self._terminated)
-        await self._connection.add_listener(mailings.CHANNEL, self._heard)
+        try:
+            self._connection.add_termination_listener(self._terminated)
+            await self._connection.add_listener(mailings.CHANNEL, self._heard)
+        except BaseException:  # one that is deaf is of no use
+            await self.close()
+            raise
         self._since = time.monotonic()
         self._on_news()  # what was said before is known by looking
 
@@ -94,7 +100,7 @@ class Session:
         if word == str(self._replica):
             self._heard_itself = True
             self._on_held()
-        else:
+        elif not word:  # else it is the number of another replica
             self._on_news()
 
     def _terminated(self, _connection: object) -> None:

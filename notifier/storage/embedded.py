@@ -44,6 +44,8 @@ SOCKET_PATH_MAX = 103
 """Bytes in the path of a unix socket: 107 on Linux, 103 on macOS."""
 WAIT = 60.0
 """Seconds until a start (with crash recovery) or a stop is given up."""
+AT_ONCE = 2.0
+"""Seconds that whoever ends at once spends on asking the server to stop."""
 LOOK, LOOK_MAX = 1.0, 60.0
 """Seconds between looks whether the server lives: doubled by each death, halved by each look that finds it alive."""
 LOCALE = (
@@ -206,7 +208,7 @@ def _init(binaries: Path, home: Path, owner: os.stat_result, fast: bool, log: Bi
 
 
 def _stop(home: Path, owner: os.stat_result, dsn: str, *, wait: bool = True) -> None:
-    deadline = time.monotonic() + WAIT
+    deadline = time.monotonic() + (WAIT if wait else AT_ONCE)
     asked = False
     with _open(home / "server.lock", owner) as lock, _open(home / "server.log", owner) as log:
         while not _locked(lock):

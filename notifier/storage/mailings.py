@@ -11,7 +11,7 @@ from notifier.errors import Conflict, IllegalTransition, Invalid, NotFound, Prob
 from notifier.models import INT64_MAX, MAILING_TRANSITIONS, OVER, Filter, Mailing, MailingStatus, Window
 from notifier.storage.database import Db, transaction
 
-# Changes that other replicas must hear of; they listen on this channel (see delivery/scheduler.py).
+# Changes that other replicas must hear of; they listen on this channel (see delivery/session.py).
 CHANNEL = "notifier"
 
 # Longer waits than this are a window's, not a backoff's (delivery/backoff.py, CAP).

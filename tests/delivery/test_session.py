@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import pytest
 
 from notifier.delivery import scheduler, session
@@ -75,6 +76,24 @@ async def test_a_connection_that_is_cut_is_made_again_and_a_young_one_shows_noth
         await held(own)
         await own.poll()
         assert not any(isinstance(free, set) for free in seen)
+
+
+async def test_a_connection_that_cannot_listen_is_not_kept(db: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_listener, tries = asyncpg.Connection.add_listener, 0
+
+    async def fails_once(self: Any, *given: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise asyncpg.QueryCanceledError("too slow")
+        await add_listener(self, *given)
+
+    monkeypatch.setattr(asyncpg.Connection, "add_listener", fails_once)
+    async with a_session(db, await registered(db, "one")) as own:
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await own.poll()
+        await held(own)
+        assert tries == 2
 
 
 async def test_who_does_not_hear_itself_does_not_say_that_it_holds_a_lock(

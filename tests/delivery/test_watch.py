@@ -100,3 +100,25 @@ def test_a_lock_that_was_held_again_or_not_looked_at_between_says_nothing() -> N
     for free, now in (({PEER}, 0.0), (set(), 0.4), ({PEER}, 0.8), (None, 1.2), ({PEER}, 1.6), ({PEER}, 60.0)):
         watch.look_at_locks(free, 1_000.0 + now)
         assert watch.dead() == set()
+
+
+def test_a_heart_that_beats_overrules_a_free_lock_until_it_is_held_again() -> None:
+    watch = watched(1)  # the last beat was seen at 1_001
+    for second in range(2, 10):
+        watch.look_at_locks({PEER}, 1_000.5 + second)
+        watch.look({ME: second, PEER: second}, [], 1_001.0 + second)
+        watch.look_at_locks({PEER}, 1_001.4 + second)
+        assert (PEER in watch.dead()) == (second == 2)  # that beat may have been its last
+    watch.look_at_locks(set(), 1_011.0)
+    for now in (1_011.5, 1_012.3):
+        watch.look_at_locks({PEER}, now)
+    assert watch.dead() == {PEER}
+
+
+def test_what_was_seen_of_the_locks_long_ago_says_nothing() -> None:
+    watch = watched(1)
+    for now in (1_001.0, 1_002.0):
+        watch.look_at_locks({PEER}, now)
+    assert watch.dead() == {PEER}
+    watch.look({ME: 9, PEER: 1}, [], 1_006.0)
+    assert watch.dead() == set()
