@@ -276,6 +276,7 @@ async def serve(settings: Settings, dsn: str, sockets: list[socket.socket]) -> N
         if stop.is_set():
             end_at_once()
         stop.set()
+        log.info("stopping", grace=settings.shutdown_grace)
         if starting is not None:
             starting.cancel()  # nobody is served yet, and the start may wait for a minute
 
@@ -286,7 +287,6 @@ async def serve(settings: Settings, dsn: str, sockets: list[socket.socket]) -> N
         async with service(settings, dsn, sockets):
             starting = None
             await stop.wait()
-            log.info("stopping", grace=settings.shutdown_grace)
     except asyncio.CancelledError:
         if not stop.is_set():
             raise

@@ -305,12 +305,30 @@ async def test_a_second_signal_ends_it_and_stops_the_embedded_database(place: Pa
     )
     with started(place, "serve", "-c", hanging, PYTHONPATH=str(SERVER.parent)) as one:
         await one.up()
+        await poll_until(lambda: '"the scheduler runs"' in one.said(), 20)
         one.process.send_signal(signal.SIGINT)
         await poll_until(lambda: '"stopping"' in one.said(), 20)
         one.process.send_signal(signal.SIGINT)
         await poll_until(lambda: one.process.poll() is not None, 20)
         assert one.process.returncode == 1
         await poll_until(lambda: not (place / "postgresql/postgres/data/postmaster.pid").exists(), 20)
+        assert "Traceback" not in one.said()
+
+
+async def test_a_signal_ends_a_start_that_waits(place: Path) -> None:
+    waiting = (
+        "import asyncio\n"
+        "from notifier import cli\n"
+        "from notifier.delivery.scheduler import Scheduler\n"
+        "async def start(self): await asyncio.Event().wait()\n"
+        "Scheduler.start = start\n"
+        "cli.main(['serve'])"
+    )
+    with started(place, "serve", "-c", waiting, PYTHONPATH=str(SERVER.parent)) as one:
+        await one.up()
+        one.process.send_signal(signal.SIGTERM)
+        await poll_until(lambda: one.process.poll() is not None, 20)
+        assert one.process.returncode == 0
         assert "Traceback" not in one.said()
 
 
