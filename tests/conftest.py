@@ -8,6 +8,7 @@ import inspect
 import os
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ PATIENCE = 20.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's job in the background; children inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.option.async_test_timeout = float(os.environ.get("ASYNC_TEST_TIMEOUT", ASYNC_TEST_TIMEOUT))
     if not hasattr(config, "workerinput"):  # the workers of pytest-xdist inherit it
         os.environ[PLACE] = str(scratch("notifier-test-"))
