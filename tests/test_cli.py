@@ -294,16 +294,20 @@ async def test_the_embedded_database_is_killed_and_service_recovers(place: Path)
         assert "Traceback" not in one.said()
 
 
-async def test_a_second_signal_ends_it_and_stops_the_embedded_database(place: Path) -> None:
-    hanging = (
+def hanging_in(method: str) -> str:
+    """A program that serves, with a scheduler that never comes back from this method."""
+    return (
         "import asyncio\n"
         "from notifier import cli\n"
         "from notifier.delivery.scheduler import Scheduler\n"
-        "async def stop(self, grace): await asyncio.Event().wait()\n"
-        "Scheduler.stop = stop\n"
+        "async def hang(self, *_): await asyncio.Event().wait()\n"
+        f"Scheduler.{method} = hang\n"
         "cli.main(['serve'])"
     )
-    with started(place, "serve", "-c", hanging, PYTHONPATH=str(SERVER.parent)) as one:
+
+
+async def test_a_second_signal_ends_it_and_stops_the_embedded_database(place: Path) -> None:
+    with started(place, "serve", "-c", hanging_in("stop"), PYTHONPATH=str(SERVER.parent)) as one:
         await one.up()
         await poll_until(lambda: '"the scheduler runs"' in one.said(), 20)
         one.process.send_signal(signal.SIGINT)
@@ -316,15 +320,7 @@ async def test_a_second_signal_ends_it_and_stops_the_embedded_database(place: Pa
 
 
 async def test_a_signal_ends_a_start_that_waits(place: Path) -> None:
-    waiting = (
-        "import asyncio\n"
-        "from notifier import cli\n"
-        "from notifier.delivery.scheduler import Scheduler\n"
-        "async def start(self): await asyncio.Event().wait()\n"
-        "Scheduler.start = start\n"
-        "cli.main(['serve'])"
-    )
-    with started(place, "serve", "-c", waiting, PYTHONPATH=str(SERVER.parent)) as one:
+    with started(place, "serve", "-c", hanging_in("start"), PYTHONPATH=str(SERVER.parent)) as one:
         await one.up()
         one.process.send_signal(signal.SIGTERM)
         await poll_until(lambda: one.process.poll() is not None, 20)
