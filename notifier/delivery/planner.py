@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from notifier import telemetry
 from notifier.delivery import windows
+from notifier.errors import Stale
 from notifier.models import Window
 from notifier.storage import audience
 from notifier.storage.database import Db
@@ -15,6 +16,10 @@ from notifier.storage.database import Db
 # The first slice is small, so that the first message leaves soon; the others are as large as a lock of a mailing's row
 # for about a tenth of a second allows.
 FIRST, NEXT = 500, 5_000
+# Ids taken at once; a mailing to a few leaves the rest for the next.
+BLOCK = 5_000
+# Somebody else plans the same mailing, or it was changed: look again after so many seconds.
+STALE = 0.05
 
 
 class Planner:
@@ -26,10 +31,11 @@ class Planner:
         self._on_batches = on_batches
         self._begun: set[int] = set()
         self._last = 0
+        self._ids = range(0)  # taken, and not given to messages yet
 
     async def poll(self) -> float:
         """Plan one slice of the mailing whose turn it is; 0 while there is more to plan."""
-        waiting = await audience.unplanned(self._db)
+        waiting = {mailing.id: mailing for mailing in await audience.unplanned(self._db)}
         self._begun.intersection_update(waiting)
         if not waiting:
             return 1.0
@@ -38,8 +44,17 @@ class Planner:
         self._last = mailing_id
         self._begun.add(mailing_id)  # before the work: one that always fails must not keep the others waiting
         size = FIRST if fresh else NEXT
-        first_id = await audience.take_ids(self._db, size)
-        slice_ = await audience.plan_slice(self._db, mailing_id, size, first_id, self._due_at)
+        ids = self._ids
+        if len(ids) < size:
+            first_id = await audience.take_ids(self._db, BLOCK)
+            ids = range(first_id, first_id + BLOCK)
+        self._ids = range(0)  # until it is known which of them were written
+        try:
+            slice_ = await audience.plan_slice(self._db, waiting[mailing_id], size, ids.start, self._due_at)
+        except Stale:
+            self._ids = ids
+            return STALE
+        self._ids = ids[slice_.messages :]
         if slice_.messages:
             telemetry.PLANNED.inc(slice_.messages)
             self._on_batches()

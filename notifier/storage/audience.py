@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from notifier.models import Filter, MailingStatus, Window
-from notifier.storage.database import Db, transaction
+from notifier.errors import Stale
+from notifier.models import Filter, Window
+from notifier.storage.database import Db
 from notifier.storage.queue import BATCH_SIZE
 
-# Clients looked at per slice, however few of them match: it bounds how long the mailing's row is locked.
+# Clients looked at per slice, however few of them match: it bounds how long the other mailings wait.
 SCANNED = 20_000
 
 
@@ -38,12 +39,39 @@ async def count(db: Db, filter: Filter) -> int:
     return found
 
 
-async def unplanned(db: Db) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class Unplanned:
+    """A running mailing as its planning found it: clients after ``cursor`` up to ``horizon`` are to be looked at."""
+
+    id: int
+    version: int
+    filter: Filter
+    window: Window | None
+    cursor: int
+    horizon: int
+    now: datetime
+
+
+async def unplanned(db: Db) -> list[Unplanned]:
     """Running mailings whose audience is not complete, higher priority first, then the smallest so far."""
     rows = await db.fetch(
-        "SELECT id FROM mailings WHERE status = 'running' AND NOT planned ORDER BY priority DESC, audience, id"
+        """
+        SELECT id, version, filter, window_from, window_to, cursor, horizon, now() AS now FROM mailings
+        WHERE status = 'running' AND NOT planned ORDER BY priority DESC, audience, id
+        """
     )
-    return [row["id"] for row in rows]
+    return [
+        Unplanned(
+            id=row["id"],
+            version=row["version"],
+            filter=Filter.from_json(row["filter"]),
+            window=None if row["window_from"] is None else Window(row["window_from"], row["window_to"]),
+            cursor=row["cursor"],
+            horizon=row["horizon"],
+            now=row["now"],
+        )
+        for row in rows
+    ]
 
 
 async def take_ids(db: Db, count: int) -> int:
@@ -66,99 +94,86 @@ async def take_ids(db: Db, count: int) -> int:
 
 async def plan_slice(
     db: Db,
-    mailing_id: int,
+    mailing: Unplanned,
     size: int,
     first_id: int,
     due_at: Callable[[datetime, Window, str | None], datetime],
 ) -> Slice:
-    """Choose the next up to ``size`` clients of a running mailing, in id order, in one transaction.
+    """Choose the next up to ``size`` clients of a running mailing, in id order; all is written by one statement.
 
     ``first_id`` starts a block of ``size`` ids from `take_ids`; ``due_at(now, window, timezone)`` says when a client
-    may be texted. Filter and window are read under the mailing's lock, so that a slice never mixes two of them.
+    may be texted. Raises Stale, and has written nothing, when the mailing was edited, stopped or planned on meanwhile:
+    so no slice mixes two windows, and nobody is chosen twice.
     """
-    async with transaction(db) as conn:
-        mailing = await conn.fetchrow(
-            """
-            SELECT status, planned, filter, window_from, window_to, cursor, horizon, now() AS now FROM mailings
-            WHERE id = $1 FOR UPDATE
-            """,
-            mailing_id,
+    matching, parameters = matches(mailing.filter, 5)
+    clients = await db.fetch(
+        f"""
+        WITH scanned AS MATERIALIZED (
+            SELECT * FROM clients WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3
         )
-        if mailing is None or mailing["planned"] or mailing["status"] != MailingStatus.RUNNING:
-            return Slice(0, done=True)
-        matching, parameters = matches(Filter.from_json(mailing["filter"]), 5)
-        clients = await conn.fetch(
-            f"""
-            WITH scanned AS MATERIALIZED (
-                SELECT * FROM clients WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3
-            )
-            (SELECT c.id, c.timezone FROM scanned c WHERE {matching} ORDER BY c.id LIMIT $4)
-            UNION ALL
-            -- the last row says how far the scan came; NULL when it found nobody
-            SELECT max(id), CASE WHEN count(*) < $3 THEN 'end' END FROM scanned
-            """,
-            mailing["cursor"],
-            mailing["horizon"],
-            SCANNED,
-            size,
-            *parameters,
-        )
-        *chosen, (scanned_to, at_end) = clients
-        full = len(chosen) == size
-        done = at_end is not None and not full
-        cursor = chosen[-1]["id"] if full else scanned_to
-        groups: dict[datetime, list[int]] = {}
-        if mailing["window_from"] is None:
-            if chosen:
-                groups[mailing["now"]] = [row["id"] for row in chosen]
-        else:
-            window = Window(mailing["window_from"], mailing["window_to"])
-            due: dict[str | None, datetime] = {}
-            for client_id, timezone in chosen:
-                if timezone not in due:
-                    due[timezone] = due_at(mailing["now"], window, timezone)
-                groups.setdefault(due[timezone], []).append(client_id)
-        await _store(conn, mailing_id, first_id, groups)
-        await conn.execute(
-            "UPDATE mailings SET audience = audience + $2, cursor = coalesce($3, cursor), planned = $4 WHERE id = $1",
-            mailing_id,
-            len(chosen),
-            cursor,
-            done,
-        )
-        return Slice(len(chosen), done)
+        (SELECT c.id, c.timezone FROM scanned c WHERE {matching} ORDER BY c.id LIMIT $4)
+        UNION ALL
+        -- the last row says how far the scan came; NULL when it found nobody
+        SELECT max(id), CASE WHEN count(*) < $3 THEN 'end' END FROM scanned
+        """,
+        mailing.cursor,
+        mailing.horizon,
+        SCANNED,
+        size,
+        *parameters,
+    )
+    *chosen, (scanned_to, at_end) = clients
+    full = len(chosen) == size
+    done = at_end is not None and not full
+    cursor = chosen[-1]["id"] if full else scanned_to
+    groups: dict[datetime, list[int]] = {}
+    due: dict[str | None, datetime] = {}
+    for client_id, timezone in chosen:
+        if timezone not in due:
+            due[timezone] = due_at(mailing.now, mailing.window, timezone) if mailing.window else mailing.now
+        groups.setdefault(due[timezone], []).append(client_id)
+    await _store(db, mailing, first_id, groups, cursor=mailing.cursor if cursor is None else cursor, done=done)
+    return Slice(len(chosen), done)
 
 
-async def _store(conn: Db, mailing_id: int, first_id: int, groups: dict[datetime, list[int]]) -> None:
+async def _store(
+    db: Db, mailing: Unplanned, first_id: int, groups: dict[datetime, list[int]], *, cursor: int, done: bool
+) -> None:
     """Write messages and batches: ids run on through the groups, so that every batch is one range."""
-    if not groups:
-        return
-    clients = [client for group in groups.values() for client in group]
-    await conn.execute(
-        """
-        INSERT INTO messages (id, mailing_id, client_id)
-        SELECT $1 + position - 1, $2, client_id FROM unnest($3::bigint[]) WITH ORDINALITY c (client_id, position)
-        """,
-        first_id,
-        mailing_id,
-        clients,
-    )
     ranges = _ranges(first_id, groups)
-    await conn.execute(
+    stored = await db.fetchval(
         """
-        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing)
-        SELECT $1, due_at, first_id, last_id, last_id - first_id + 1, 1, 'waiting'
-        FROM unnest($2::timestamptz[], $3::bigint[], $4::bigint[]) r (due_at, first_id, last_id)
+        WITH mailing AS (
+            UPDATE mailings SET audience = audience + cardinality($6::bigint[]), cursor = $4, planned = $5
+            WHERE id = $1 AND version = $2 AND cursor = $3 AND status = 'running' AND NOT planned
+            RETURNING id
+        ), chosen AS (
+            INSERT INTO messages (id, mailing_id, client_id)
+            SELECT $7 + position - 1, mailing.id, client_id
+            FROM mailing CROSS JOIN unnest($6::bigint[]) WITH ORDINALITY c (client_id, position)
+        ), queued AS (
+            INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing)
+            SELECT mailing.id, due_at, first_id, last_id, last_id - first_id + 1, 1, 'waiting'
+            FROM mailing CROSS JOIN unnest($8::timestamptz[], $9::bigint[], $10::bigint[]) r (due_at, first_id, last_id)
+        ), noted AS (
+            INSERT INTO slices (mailing_id, first_id, last_id)
+            SELECT id, $7, $7 + cardinality($6::bigint[]) - 1 FROM mailing WHERE cardinality($6::bigint[]) > 0
+        )
+        SELECT EXISTS (SELECT FROM mailing)
         """,
-        mailing_id,
-        *zip(*ranges, strict=True),
-    )
-    await conn.execute(
-        "INSERT INTO slices (mailing_id, first_id, last_id) VALUES ($1, $2, $3)",
-        mailing_id,
+        mailing.id,
+        mailing.version,
+        mailing.cursor,
+        cursor,
+        done,
+        [client for group in groups.values() for client in group],
         first_id,
-        first_id + len(clients) - 1,
+        [due_at for due_at, _, _ in ranges],
+        [first for _, first, _ in ranges],
+        [last for _, _, last in ranges],
     )
+    if not stored:
+        raise Stale
 
 
 def _ranges(first_id: int, groups: dict[datetime, list[int]]) -> Sequence[tuple[datetime, int, int]]:

@@ -19,6 +19,7 @@ from notifier.delivery import gateway, limits, recorder, scheduler, sender
 from notifier.errors import Conflict
 from notifier.models import Filter, Mailing, MailingStatus, OnUnknown, Outcome, Standing, Status, Window
 from notifier.storage import audience, clients, gateways, ledger, mailings, messages, queue
+from notifier.storage.audience import Unplanned
 from tests.conftest import poll_until
 from tests.delivery.conftest import World
 
@@ -1056,10 +1057,10 @@ async def test_one_mailing_that_cannot_be_planned_does_not_stop_the_others(
 ) -> None:
     plan = audience.plan_slice
 
-    async def fails(db: Any, mailing_id: int, *args: Any) -> Any:
-        if mailing_id == 1:
+    async def fails(db: Any, mailing: Unplanned, *args: Any) -> Any:
+        if mailing.id == 1:
             raise RuntimeError("a bug")
-        return await plan(db, mailing_id, *args)
+        return await plan(db, mailing, *args)
 
     monkeypatch.setattr(audience, "plan_slice", fails)
     await world.clients(3)

@@ -10,9 +10,10 @@ from typing import Any
 import asyncpg
 import pytest
 
+from notifier.errors import Stale
 from notifier.models import Filter, Window
 from notifier.storage import audience, mailings
-from notifier.storage.audience import Slice
+from notifier.storage.audience import Slice, Unplanned
 from notifier.storage.database import Db, Pool
 from tests.storage.scenes import batches_of, books, insert_clients, set_status, while_held, without
 
@@ -40,8 +41,15 @@ def at_once(now: datetime, window: Window, timezone: str | None) -> datetime:
     return now
 
 
+async def waiting(db: Db, mailing_id: int) -> Unplanned:
+    """The mailing as the next planner finds it."""
+    (mailing,) = (mailing for mailing in await audience.unplanned(db) if mailing.id == mailing_id)
+    return mailing
+
+
 async def plan(db: Db, mailing_id: int, size: int, due_at: Any = at_once) -> Slice:
-    return await audience.plan_slice(db, mailing_id, size, await audience.take_ids(db, size), due_at)
+    mailing = await waiting(db, mailing_id)
+    return await audience.plan_slice(db, mailing, size, await audience.take_ids(db, size), due_at)
 
 
 async def plan_all(db: Db, mailing_id: int, size: int) -> list[int]:
@@ -85,7 +93,7 @@ async def test_the_count_is_what_planning_will_choose(db: Pool, filter: Filter, 
 async def test_slices_are_500_first_and_then_5000_and_a_batch_is_500_at_most(db: Pool) -> None:
     clients = await insert_clients(db, 6_200)
     mailing_id = await insert_begun(db)
-    assert await audience.unplanned(db) == [mailing_id]
+    assert [mailing.id for mailing in await audience.unplanned(db)] == [mailing_id]
 
     assert await plan(db, mailing_id, 500) == Slice(500, done=False)
     assert await plan(db, mailing_id, 5_000) == Slice(5_000, done=False)
@@ -160,7 +168,6 @@ async def test_a_full_slice_that_reached_the_last_client_looks_once_more(
     await insert_clients(db, 4)
     mailing_id = await insert_begun(db)
     assert await plan_all(db, mailing_id, 4) == [4, 0]
-    assert await plan_all(db, mailing_id, 4) == [0]
 
 
 async def test_who_becomes_a_client_after_the_start_is_not_written_to(db: Pool) -> None:
@@ -186,20 +193,26 @@ async def test_only_a_running_mailing_is_planned(db: Pool) -> None:
         await insert_clients(db, 3)
         mailing_id = await insert_begun(db)
         await plan(db, mailing_id, 2)
+        before = await waiting(db, mailing_id)
         await set_status(db, mailing_id, status)
         assert await audience.unplanned(db) == []
-        assert await plan(db, mailing_id, 2) == Slice(0, done=True)
+        with pytest.raises(Stale):
+            await audience.plan_slice(db, before, 2, 1_000, at_once)
         assert len(await chosen(db, mailing_id)) == 2
         assert not (await mailings.get(db, mailing_id)).planned
         await set_status(db, mailing_id, "running")
         assert await plan_all(db, mailing_id, 2) == [1]
 
 
-async def test_a_mailing_that_is_not_there_or_planned_is_done(db: Pool) -> None:
-    assert await plan(db, 999, 2) == Slice(0, done=True)
+async def test_a_mailing_that_is_planned_or_not_there_any_more_is_not_planned_on(db: Pool) -> None:
     mailing_id = await insert_begun(db)
+    before = await waiting(db, mailing_id)
     assert await plan_all(db, mailing_id, 2) == [0]
-    assert await plan(db, mailing_id, 2) == Slice(0, done=True)
+    with pytest.raises(Stale):
+        await audience.plan_slice(db, before, 2, 1_000, at_once)
+    await db.execute("DELETE FROM mailings")
+    with pytest.raises(Stale):
+        await audience.plan_slice(db, before, 2, 1_000, at_once)
 
 
 async def test_the_unplanned_come_by_priority_and_then_the_smallest(db: Pool) -> None:
@@ -208,7 +221,7 @@ async def test_the_unplanned_come_by_priority_and_then_the_smallest(db: Pool) ->
     await plan(db, begun, 2)
     fresh = await insert_begun(db)
     urgent = await insert_begun(db, priority=1)
-    assert await audience.unplanned(db) == [urgent, fresh, begun]
+    assert [mailing.id for mailing in await audience.unplanned(db)] == [urgent, fresh, begun]
 
 
 # ---- windows ------------------------------------------------------------------------------------------------------
@@ -259,53 +272,75 @@ async def test_an_edit_between_two_slices_counts_for_the_second(db: Pool) -> Non
 # ---- races --------------------------------------------------------------------------------------------------------
 
 
-async def test_two_planners_of_one_mailing_take_turns(db: Pool) -> None:
-    clients = await insert_clients(db, 4)
-    mailing_id = await insert_begun(db)
-    slice_ = await while_held(
+async def two_planners(db: Pool, *, replace: dict[str, str] | None = None) -> None:
+    """Both find a mailing with nobody chosen; the second writes when the first has not committed yet."""
+    mailing = await waiting(db, await insert_begun(db))
+    await while_held(
         db,
-        lambda conn: audience.plan_slice(conn, mailing_id, 2, 1_000, at_once),
-        lambda conn: audience.plan_slice(conn, mailing_id, 2, 2_000, at_once),
+        lambda conn: audience.plan_slice(conn, mailing, 2, 1_000, at_once),
+        lambda conn: audience.plan_slice(conn, mailing, 2, 2_000, at_once),
+        replace=replace,
     )
-    assert slice_ == Slice(2, done=False)
-    assert await chosen(db, mailing_id) == clients
+
+
+async def test_of_two_planners_of_one_mailing_the_second_finds_it_planned_on(db: Pool) -> None:
+    clients = await insert_clients(db, 4)
+    with pytest.raises(Stale):
+        await two_planners(db)
+    (mailing,) = await audience.unplanned(db)
+    assert await chosen(db, mailing.id) == clients[:2]
     assert not await books(db)
+    assert await plan_all(db, mailing.id, 3) == [2]
+    assert await chosen(db, mailing.id) == clients
 
 
-async def test_without_the_mailings_lock_two_planners_choose_the_same_clients(db: Pool) -> None:
+async def test_without_the_comparison_two_planners_choose_the_same_clients(db: Pool) -> None:
     """The unique key refuses the second; without that as well, each of them would get two messages."""
     await insert_clients(db, 4)
-    mailing_id = await insert_begun(db)
-    two = while_held(
-        db,
-        lambda conn: audience.plan_slice(conn, mailing_id, 2, 1_000, at_once),
-        lambda conn: audience.plan_slice(conn, mailing_id, 2, 2_000, at_once),
-        replace={"WHERE id = $1 FOR UPDATE": "WHERE id = $1"},
-    )
     with pytest.raises(asyncpg.UniqueViolationError, match="client_id, mailing_id"):
-        await two
+        await two_planners(db, replace={"AND cursor = $3": "AND $3 >= 0"})
     assert not await books(db)
 
 
-async def test_a_pause_waits_for_the_slice_and_the_next_slice_for_the_pause(db: Pool) -> None:
+async def test_a_slice_that_meets_a_pause_writes_nothing(db: Pool) -> None:
     await insert_clients(db, 4)
-    mailing_id = await insert_begun(db)
-    slice_ = await while_held(
-        db,
-        lambda conn: mailings.act(conn, mailing_id, "pause"),
-        lambda conn: audience.plan_slice(conn, mailing_id, 2, 1_000, at_once),
-    )
-    assert slice_ == Slice(0, done=True)
+    mailing = await waiting(db, await insert_begun(db))
+    with pytest.raises(Stale):
+        await while_held(
+            db,
+            lambda conn: mailings.act(conn, mailing.id, "pause"),
+            lambda conn: audience.plan_slice(conn, mailing, 2, 1_000, at_once),
+        )
     assert not await books(db)
+
+
+async def test_a_slice_that_meets_an_edit_of_the_window_is_chosen_anew(db: Pool) -> None:
+    """Batches that were sorted by the old window would be due at its hours; without the comparison they are."""
+    await insert_clients(db, 4)
+    mailing = await waiting(db, await insert_begun(db))
+
+    async def meet(replace: dict[str, str] | None = None) -> None:
+        await while_held(
+            db,
+            lambda conn: mailings.edit(conn, mailing.id, {"window": NINE_TO_FIVE}),
+            lambda conn: audience.plan_slice(conn, mailing, 2, 1_000, at_once),
+            replace=replace,
+        )
+
+    with pytest.raises(Stale):
+        await meet()
+    assert await chosen(db, mailing.id) == []
+    await meet({"AND version = $2": "AND $2 > 0"})
+    assert len(await chosen(db, mailing.id)) == 2
 
 
 async def test_a_slice_that_breaks_off_leaves_nothing(db: Pool) -> None:
     """Two messages of one id: the crash comes after the messages were written, and takes them along."""
     await insert_clients(db, 4)
     mailing_id = await insert_begun(db)
-    await audience.plan_slice(db, mailing_id, 2, 1_000, at_once)
+    await audience.plan_slice(db, await waiting(db, mailing_id), 2, 1_000, at_once)
     with pytest.raises(asyncpg.UniqueViolationError):
-        await audience.plan_slice(db, mailing_id, 2, 1_001, at_once)
+        await audience.plan_slice(db, await waiting(db, mailing_id), 2, 1_001, at_once)
     assert not await books(db)
     assert await plan_all(db, mailing_id, 2) == [2, 0]
 

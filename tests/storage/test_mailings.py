@@ -559,9 +559,10 @@ async def test_the_last_slice_and_the_close_do_not_miss_each_other(db: Pool) -> 
     await insert_clients(db, 2)
     mailing = await create(db)
     await mailings.begin_due(db)
+    (unplanned,) = await audience.unplanned(db)
     closed = await while_held(
         db,
-        lambda conn: audience.plan_slice(conn, mailing.id, 5, 100, lambda now, *_: now),
+        lambda conn: audience.plan_slice(conn, unplanned, 5, 100, lambda now, *_: now),
         lambda conn: mailings.close(conn, mailing.id),
     )
     assert not closed

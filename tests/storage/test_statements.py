@@ -76,7 +76,8 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
     mailing_id = await insert_mailing(db, planned=False)
     await db.execute("UPDATE mailings SET horizon = 5")
 
-    await audience.plan_slice(db, mailing_id, 5, 100, lambda now, *_: now)
+    (unplanned,) = await audience.unplanned(db)
+    await audience.plan_slice(db, unplanned, 5, 100, lambda now, *_: now)
     await audience.count(db, Filter(tags=["vip"]))
     for retries in (False, True):
         await queue.claim(db, ME, after=0, retries=retries)
