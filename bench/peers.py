@@ -1,7 +1,8 @@
 """Messages a second beside job queues that others made, each at its best settings: the same requests, as many at once.
 
 They are the extra `peers`; `make bench ONLY=peers` installs it. A peer's rate is from its first request to its last
-answer, as ours, in the same process, on a durable database of the same kind, with the product's own session.
+answer, as ours. PgQueuer and Procrastinate run in the same process, on a durable database of the same kind, with the
+product's own session; Celery has processes of its own, Redis, and a synchronous client with keep-alive.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ import asyncpg
 import orjson
 import uvloop
 
+from bench.celery_peer import celery_and_redis
 from bench.nginx import Missing
 from bench.throughput import CONNECTIONS, TEXT, Row, a_database, engine
 from notifier.app import collect_rarely
 from notifier.delivery.gateway import Gateway
 from notifier.models import Outcome
 
-EXTRA = ("pgqueuer", "procrastinate")
+EXTRA = ("celery", "pgqueuer", "procrastinate", "redis", "urllib3")
 MESSAGES = 10_000
 PROCRASTINATE_MESSAGES = 2_000  # it takes its time
-PGQUEUER_TARGET, PROCRASTINATE_TARGET = 2.2, 20
+CELERY_MESSAGES = 5_000
+PGQUEUER_TARGET, PROCRASTINATE_TARGET, CELERY_TARGET = 2.2, 20, 35
 
 
 class Sending:
@@ -116,8 +119,14 @@ def rows(url: str) -> Iterator[Row]:
         ("Procrastinate", procrastinated, PROCRASTINATE_MESSAGES, PROCRASTINATE_TARGET),
     ):
         with a_database() as dsn:
-            theirs = uvloop.run(peer(url, dsn, messages))
-            ours = uvloop.run(engine(url, dsn, MESSAGES))
-        ratio = ours / theirs
-        question = f"messages a second, {CONNECTIONS} connections, beside {name}"
-        yield question, f"{ours:,.0f}", f"{theirs:,.0f}", f"{ratio:.1f}", f"{target}", ratio >= target
+            yield _beside(url, dsn, name, uvloop.run(peer(url, dsn, messages)), target)
+    theirs = celery_and_redis(url, CELERY_MESSAGES)
+    with a_database() as dsn:
+        yield _beside(url, dsn, "Celery and Redis", theirs, CELERY_TARGET)
+
+
+def _beside(url: str, dsn: str, name: str, theirs: float, target: float) -> Row:
+    ours = uvloop.run(engine(url, dsn, MESSAGES))
+    ratio = ours / theirs
+    question = f"messages a second, {CONNECTIONS} connections, beside {name}"
+    return question, f"{ours:,.0f}", f"{theirs:,.0f}", f"{ratio:.1f}", f"{target}", ratio >= target
