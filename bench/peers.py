@@ -55,7 +55,20 @@ class Sending:
 
 
 async def pgqueuer(url: str, dsn: str, messages: int) -> float:
-    """Messages a second of PgQueuer, which claims in batches and writes what is done in batches."""
+    """Messages a second of PgQueuer, which claims in batches and writes what is done in batches.
+
+    Its tables are logged, its commits synchronous, and three rows a message stay in its log: queued, picked, successful
+    (1,570 bytes of WAL a message from claim to log). The product's session, uvloop and its settings of the garbage
+    collector are more than its users have by themselves. On two cores shared with other work: 2,730 with all three,
+    2,080 without the last, 1,970 with an aiohttp session and JSON as usual, 1,500 without uvloop too. A bare loop
+    without a database sends 1.3 to 1.7 times as many as that first; no engine with this session sends more.
+
+    A claim is committed before its requests, as our mark is. What a killed process had claimed is all done again once
+    its heartbeat is old (30 s), started or not, uncounted and without a limit: of 256 claimed at a kill -9, 191 had
+    been started and were started again, and `attempts` stayed 0. An exception deletes the job; its log keeps the
+    traceback. Status code and duration of a request are not kept. Before a request it looks at no end, pause, local
+    hours or rate. Phone and text cost it no query here: a payload is an id.
+    """
     from pgqueuer import PgQueuer
     from pgqueuer.types import QueueExecutionMode
 
