@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -102,6 +105,19 @@ def test_what_cannot_be_encoded_is_logged_all_the_same(capsys: pytest.CaptureFix
     structlog.get_logger().info("x", huge=2**80, thing=object())
     (line,) = lines(capsys)
     assert line["huge"] == 2**80
+
+
+def test_a_reader_that_is_gone_is_nobodys_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full pipe whose reader has closed it, as stderr."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone = open(writer, "wb", buffering=0)  # noqa: SIM115
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(gone, write_through=True))
+    with pytest.raises(BrokenPipeError):
+        sys.stderr.write("nobody hears")
+    telemetry.configure("info", "json")
+    structlog.get_logger().info("nobody hears")
+    gone.close()
 
 
 def test_warnings_go_the_same_way(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,7 @@ async def shown(db: Db, context: Context, found: Sequence[Mailing]) -> list[Mail
 async def _why_waiting(db: Db, context: Context) -> str | None:
     if context.gateway.url is None:
         return "gateway_unconfigured"
-    state = (await gateways.get(db, "default")).state
+    state = await gateways.state(db, "default")
     if state is not GatewayState.RUNNING:
         return f"gateway_{state}"
     return "paused_by_settings" if context.pause_all else None
