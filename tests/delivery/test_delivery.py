@@ -599,6 +599,13 @@ async def test_nobody_is_taken_over_while_nothing_can_be_recorded(
     )
     await poll_until(lambda: {first.replica, second.replica} <= set(tried), 20)
     monkeypatch.setattr(scheduler, "STUCK_AFTER", 1_000.0)
+    before = await world.db.fetch("SELECT beat FROM replicas ORDER BY id")
+
+    async def both_looked_again() -> bool:  # half a second still counted for stuck with a look that was under way
+        beats = await world.db.fetch("SELECT beat FROM replicas ORDER BY id")
+        return all(now["beat"] >= then["beat"] + 2 for then, now in zip(before, beats, strict=True))
+
+    await poll_until(both_looked_again, 20)
     await world.db.execute("DROP TRIGGER full_disk ON attempts")
     world.simulator.script(latency=0)
     await world.finished(mailing)
