@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import NamedTuple
@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 # Marked ids without a ledger row are at most concurrency + AHEAD: what a kill -9 can leave in doubt (promise 5).
 AHEAD = 400
-# Ids loaded for one batch before the next one's turn.
+# Ids loaded for one mailing before the next one's turn, or more if there is room for more than that of each.
 STRIDE = 100
 # And not more than can be started in so many seconds, so that little waits under a mark when the gateway is slow.
 HORIZON = 0.4
@@ -45,10 +45,12 @@ RECORD = 0.04
 FULL = 250
 # A process whose last committed record is older starts nothing: it may have been stopped, and its work taken over.
 FRESH = 1.0
-# While the loop is later than this (seconds) ever fewer requests are in flight, a tenth less with each look, down to a
-# few: the API shares the loop. Stopping altogether left the connections idle between two looks (0.72 instead of 0.84
-# of the bare loop).
-LAGGING = 0.020
+# How late the loop may be on the average because of what waits in it: so many seconds or, if that is more, such a part
+# of the time the gateway takes. With one that answers at once all that is in flight waits in the loop, and more of it
+# only makes the API slow; with a slow one many are needed, and come in bursts (docs/decisions/0005).
+LAGGING, LAGGING_PART = 0.005, 0.3
+# How much of what the loop is late for leaves, or of the room there is comes, with each look.
+GAIN = 0.1
 FEWEST = 8
 # Every so many claims retries are asked for first, so that neither they nor first tries starve.
 RETRY_TURN = 5
@@ -69,6 +71,7 @@ class View:
 
     def __init__(self, mailing: Mailing, default_zone: ZoneInfo) -> None:
         self.id = mailing.id
+        self.turn = 0  # when it was loaded from last; the least recently served is next
         self._default_zone = default_zone
         self._open: dict[str | None, tuple[float, float]] = {}  # zone → a span in which the window is open
         self.set(mailing)
@@ -118,7 +121,6 @@ class Work:
         "releasing",
         "skipped",
         "staged",
-        "turn",
         "view",
     )
 
@@ -130,7 +132,6 @@ class Work:
         self.staged: list[Job] = []
         self.skipped: list[int] = []  # positions beyond the mark whose row is there already
         self.releasing = False
-        self.turn = 0  # when it was loaded from last; the least recently served is next
         self.released = False  # and a record was told so
         self.lost = False
 
@@ -153,7 +154,8 @@ class Work:
         return jobs
 
 
-class Job(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Job:
     """One message that may be started as soon as its mark is committed; ``position`` counts from 0."""
 
     work: Work
@@ -220,6 +222,8 @@ class Sender:
         self.stopping = False
         self._feeding = False  # a claim may be under way
         self._ceiling = float(limits.concurrency)  # of requests in flight; under the limit while the loop is late
+        self._lag = 0.0  # seconds, smoothed
+        self._duration = 0.0  # of a request, seconds, smoothed
         self.confirmed = 0.0  # monotonic; when the last record was sent that was committed
         self._last_mailing = 0
         self._claims = 0
@@ -312,17 +316,31 @@ class Sender:
         return View(await mailings.get(self._db, mailing_id), self._default_zone)
 
     def _pick(self, room: int) -> list[Stride]:
-        """Strides to load next; higher priority first, mailings in turn."""
-        waiting = sorted((work for work in self.works.values() if work.unloaded), key=lambda work: work.turn)
-        top = max((work.view.priority for work in waiting), default=0)
+        """Strides to load next: higher priority first, mailings in turn, of each its retries and then the oldest claim.
+
+        One batch after the other, so that the ledger's keys are written in their order: pages of its index are split
+        once then, and not again and again (12 bytes of WAL a message).
+        """
+        waiting: dict[View, list[Work]] = {}
+        for work in sorted(self.works.values(), key=lambda work: work.batch.seq == 1):
+            if work.unloaded:
+                waiting.setdefault(work.view, []).append(work)
+        top = max((view.priority for view in waiting), default=0)
+        views = sorted((view for view in waiting if view.priority == top), key=lambda view: view.turn)
+        share = max(STRIDE, room // max(1, len(views)))
         picked: list[Stride] = []
-        for work in waiting:
-            if work.view.priority == top and room > 0:
-                count = min(STRIDE, room, work.unloaded)
-                picked.append(Stride(work, work.loaded, work.loaded + count, work.late))
-                room -= count
-                self._turns += 1
-                work.turn = self._turns
+        for view in views:
+            if not room:
+                break
+            left = min(share, room)
+            room -= left
+            for work in waiting[view]:
+                if count := min(left, work.unloaded):
+                    picked.append(Stride(work, work.loaded, work.loaded + count, work.late))
+                    left -= count
+            room += left
+            self._turns += 1
+            view.turn = self._turns
         return picked
 
     async def _load(self, picked: list[Stride]) -> None:
@@ -393,16 +411,22 @@ class Sender:
         """Their mark is committed: they may be started."""
         now = time.monotonic()
         for job in jobs:
-            self._lanes.setdefault(job.work.view.priority, deque()).append(job._replace(since=now))
+            job.since = now
+            self._lanes.setdefault(job.work.view.priority, deque()).append(job)
         self.ready += len(jobs)
 
     def note_lag(self, seconds: float) -> None:
-        """The loop is so late: have fewer requests in flight, or more again."""
+        """The loop is so late: have fewer requests in flight, or more again.
+
+        By Little's law ``lag`` times the rate are those that wait in the loop; those that wait for the gateway are not
+        to blame, however many they are.
+        """
+        self._lag += GAIN * (seconds - self._lag)
         most = self.limits.concurrency
-        if seconds > LAGGING:
-            self._ceiling = max(min(FEWEST, most), min(self._ceiling, self.inflight) * 0.9)
-        else:
-            self._ceiling = min(most, self._ceiling + max(1, most / 50))
+        gateway = self._duration - 2 * self._lag  # a request waits for the loop when it is sent and when it is answered
+        change = GAIN * (max(LAGGING, LAGGING_PART * gateway) - self._lag) * self._rate
+        before = min(self._ceiling, self.inflight) if change < 0 else self._ceiling + most / 500
+        self._ceiling = max(min(FEWEST, most), min(most, before + change))
         self.pump()
 
     def runs_dry(self) -> bool:
@@ -450,7 +474,7 @@ class Sender:
 
     def _look_at(self, job: Job, now: float) -> Verdict | Result:
         """Whether a marked message may start now: the last look at everything that could forbid it."""
-        work, message, _, _ = job
+        work, message = job.work, job.message
         if work.lost:
             return Verdict.FORGET
         at = self._clock.latest(now)
@@ -486,7 +510,7 @@ class Sender:
 
     async def _attempt(self, job: Job, started: float) -> None:
         """Send one message; ``started`` is when the last look was, so that the books say what was judged."""
-        work, message, _, _ = job
+        work, message = job.work, job.message
         view = work.view
         probe, self._probe = job is self._probe, None if job is self._probe else self._probe
         started_at = datetime.fromtimestamp(self._clock.latest(started), UTC)
@@ -500,6 +524,8 @@ class Sender:
             answer = Answer(Outcome.UNKNOWN, Reason.INTERNAL_ERROR, None, type(error).__name__)
             if probe:
                 self.limits.probing = False
+        duration = time.monotonic() - started
+        self._duration += 0.01 * (duration - self._duration)
         next_ = self._after(answer, work, message)
         self._add(
             work,
@@ -509,7 +535,7 @@ class Sender:
                 answer.outcome,
                 next_.standing,
                 started_at,
-                int((time.monotonic() - started) * 1000),
+                int(duration * 1000),
                 message.phone,
                 text_version,
                 answer.status_code,
@@ -593,7 +619,7 @@ class Sender:
         now = time.monotonic()
         for lane in list(self._lanes.values()):
             while lane and now - lane[0].since > LINED_UP:
-                work, message, _, _ = lane[0]
+                work, message = lane[0].work, lane[0].message
                 self._pop(lane)
                 at = self._clock.latest(now)
                 due_at = work.batch.due_at

@@ -1,0 +1,131 @@
+"""What the sender decides without a database: how much is in flight, and what is loaded next."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from notifier.delivery.clock import Clock
+from notifier.delivery.limits import Limits
+from notifier.delivery.sender import FEWEST, STRIDE, Sender, View, Work
+from notifier.models import Filter, Mailing, MailingStatus, OnUnknown, Standing
+from notifier.storage.queue import BATCH_SIZE, Claimed
+
+NOW = datetime.now(UTC)
+NOTHING = cast("Any", None)
+
+
+@pytest.fixture
+def sender() -> Sender:
+    """One that sends a thousand a second, up to 128 at once."""
+    clock = Clock()
+    limits = Limits(NOTHING, "default", clock, concurrency=128, rate=0, timeout=1)
+    sender = Sender(NOTHING, 1, NOTHING, limits, clock, policy=OnUnknown.RETRY, default_zone=ZoneInfo("UTC"))
+    sender.inflight = 128
+    sender._rate = 1_000.0
+    return sender
+
+
+def looks(sender: Sender, lag: float, count: int = 200) -> int:
+    """How many may be in flight after so many looks that found the loop so late; as many are then."""
+    for _ in range(count):
+        sender.note_lag(lag)
+        sender.inflight += min(0, sender._free())
+    return sender.inflight + sender._free()
+
+
+def test_a_late_loop_has_few_in_flight_and_all_again_when_it_is_not(sender: Sender) -> None:
+    sender._duration = 0.1  # all of it by the loop
+    assert looks(sender, 0.05) == FEWEST
+    assert looks(sender, 0.0) == 128
+
+
+def test_a_loop_that_is_late_with_a_slow_gateways_answers_goes_on(sender: Sender) -> None:
+    sender._duration = 0.1
+    assert looks(sender, 0.015) == 128
+
+
+def test_one_late_look_changes_little(sender: Sender) -> None:
+    looks(sender, 0.001)
+    assert looks(sender, 0.1, count=1) > 120
+
+
+def view(mailing_id: int, priority: int = 0) -> View:
+    mailing = Mailing(
+        id=mailing_id,
+        name=None,
+        text="Hi",
+        text_version=1,
+        filter=Filter(),
+        starts_at=NOW,
+        ends_at=NOW + timedelta(hours=1),
+        window=None,
+        priority=priority,
+        status=MailingStatus.RUNNING,
+        status_reason=None,
+        audience=9_999,
+        planned=True,
+        version=1,
+        created_at=NOW,
+        updated_at=NOW,
+    )
+    return View(mailing, ZoneInfo("UTC"))
+
+
+def claimed(sender: Sender, view: View, *, seq: int = 1, size: int = BATCH_SIZE) -> int:
+    """Have the sender hold a batch that nobody has looked at yet; its id."""
+    batch_id = len(sender.works) + 1
+    standing = Standing.WAITING if seq == 1 else Standing.RETRYING
+    batch = Claimed(
+        id=batch_id,
+        owner=batch_id,
+        mailing_id=view.id,
+        due_at=NOW,
+        seq=seq,
+        standing=standing,
+        ids=range(size),
+        mark=0,
+        done=0,
+        late=0,
+    )
+    sender.works[batch_id] = Work(batch, view)
+    return batch_id
+
+
+def picked(sender: Sender, room: int) -> list[tuple[int, int]]:
+    """(batch, how many of it) that are loaded next; they are, then."""
+    strides = sender._pick(room)
+    for stride in strides:
+        stride.work.loaded = stride.end
+    return [(stride.work.batch.id, stride.end - stride.start) for stride in strides]
+
+
+def test_one_batch_of_a_mailing_is_loaded_after_the_other(sender: Sender) -> None:
+    mailing = view(1)
+    first, second = claimed(sender, mailing), claimed(sender, mailing)
+    assert picked(sender, 400) == [(first, 400)]
+    assert picked(sender, 300) == [(first, 100), (second, 200)]
+
+
+def test_retries_of_a_mailing_come_before_its_first_tries(sender: Sender) -> None:
+    mailing = view(1)
+    first, retry = claimed(sender, mailing), claimed(sender, mailing, seq=2, size=5)
+    assert picked(sender, 50) == [(retry, 5), (first, 45)]
+
+
+def test_mailings_take_turns_and_share_the_room(sender: Sender) -> None:
+    one, other = view(1), view(2)
+    first, second = claimed(sender, one), claimed(sender, other)
+    assert picked(sender, 30) == [(first, 30)]
+    assert picked(sender, 30) == [(second, 30)]
+    assert picked(sender, STRIDE + 20) == [(first, STRIDE), (second, 20)]
+    assert picked(sender, 4 * STRIDE) == [(first, 2 * STRIDE), (second, 2 * STRIDE)]
+
+
+def test_a_higher_priority_has_all_the_room(sender: Sender) -> None:
+    low, urgent = claimed(sender, view(1)), claimed(sender, view(2, priority=1), size=20)
+    assert picked(sender, 100) == [(urgent, 20)]
+    assert picked(sender, 100) == [(low, 100)]
