@@ -62,14 +62,6 @@ async def get(db: Db, name: str) -> Gateway:
     return _gateway(row)
 
 
-async def state(db: Db, name: str) -> GatewayState:
-    """Whether the gateway of that name is sent to; raises NotFound."""
-    found = await db.fetchval("SELECT state FROM gateways WHERE name = $1", name)
-    if found is None:
-        raise NotFound(f"There is no gateway {name!r}.")
-    return GatewayState(found)
-
-
 async def names(db: Db) -> list[str]:
     """All names, sorted."""
     return [row["name"] for row in await db.fetch("SELECT name FROM gateways ORDER BY name")]

@@ -17,11 +17,15 @@ CHANNEL = "notifier"
 # Longer waits than this are a window's, not a backoff's (delivery/backoff.py, CAP).
 LONGEST_BACKOFF = 300
 
-# The text is a scalar subquery: a join may become one of whole tables, and then a page costs what lies above it.
+# Text and gateway are scalar subqueries: a join may become one of whole tables, and then a page costs what lies above
+# it. While the gateway is stopped that is what keeps a mailing waiting.
 _SELECT = """
     SELECT m.id, m.name, (SELECT text FROM mailing_texts WHERE mailing_id = m.id AND version = m.text_version) AS text,
            m.text_version, m.filter, m.starts_at, m.ends_at, m.window_from, m.window_to, m.priority, m.status,
-           m.status_reason, m.audience, m.planned, m.version, m.created_at, m.updated_at
+           coalesce(m.status_reason, (
+               SELECT 'gateway_' || state FROM gateways
+               WHERE name = 'default' AND state <> 'running' AND m.status IN ('scheduled', 'running')
+           )) AS status_reason, m.audience, m.planned, m.version, m.created_at, m.updated_at
     FROM mailings m
     WHERE m.deleted_at IS NULL
 """
@@ -64,33 +68,34 @@ async def create(
 
     Raises Invalid when it would end before it starts, or has ended already by the database's clock.
     """
-    async with transaction(db) as conn:
-        now = await conn.fetchval("SELECT now()")
-        starts_at = starts_at or now
-        _check_times(starts_at, ends_at, now)
-        mailing_id = await conn.fetchval(
-            """
-            WITH mailing AS (
-                INSERT INTO mailings (name, filter, starts_at, ends_at, window_from, window_to, priority, status)
-                VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-                RETURNING id
-            ), text AS (
-                INSERT INTO mailing_texts (mailing_id, version, text) SELECT id, 1, $9 FROM mailing
-            )
-            SELECT id FROM mailing
-            """,
-            name,
-            filter.as_json(),
-            starts_at,
-            ends_at,
-            window.start if window else None,
-            window.end if window else None,
-            priority,
-            (MailingStatus.DRAFT if draft else MailingStatus.SCHEDULED).value,
-            text,
+    row = await db.fetchrow(
+        """
+        WITH given AS (
+            SELECT coalesce($3::timestamptz, now()) AS starts_at, $4::timestamptz AS ends_at
+        ), mailing AS (
+            INSERT INTO mailings (name, filter, starts_at, ends_at, window_from, window_to, priority, status)
+            SELECT $1, $2, starts_at, ends_at, $5, $6, $7, $8 FROM given WHERE ends_at > starts_at AND ends_at > now()
+            RETURNING id
+        ), text AS (
+            INSERT INTO mailing_texts (mailing_id, version, text) SELECT id, 1, $9 FROM mailing
         )
-        await _announce(conn)
-        return await get(conn, mailing_id)
+        SELECT mailing.id, given.starts_at, now() AS now, pg_notify($10, '')
+        FROM given LEFT JOIN mailing ON true
+        """,
+        name,
+        filter.as_json(),
+        starts_at,
+        ends_at,
+        window.start if window else None,
+        window.end if window else None,
+        priority,
+        (MailingStatus.DRAFT if draft else MailingStatus.SCHEDULED).value,
+        text,
+        CHANNEL,
+    )
+    assert row is not None
+    _check_times(row["starts_at"], ends_at, row["now"])
+    return await get(db, row["id"])
 
 
 def _check_times(starts_at: datetime, ends_at: datetime, now: datetime) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from notifier.models import GatewayState, Mailing, MailingStatus
-from notifier.storage import gateways, mailings, queue
+from notifier.models import Mailing, MailingStatus
+from notifier.storage import mailings, queue
 from notifier.storage.database import Db
 from notifier.web import schemas
 from notifier.web.base import Context, Handler, operation
@@ -27,24 +27,16 @@ AWAITING = (MailingStatus.SCHEDULED, MailingStatus.RUNNING)
 
 async def shown(db: Db, context: Context, found: Sequence[Mailing]) -> list[Mailing]:
     """Return the mailings, each with what keeps it from being sent where nothing else is said of it."""
-    awaiting = {mailing.id for mailing in found if mailing.status in AWAITING and mailing.status_reason is None}
-    if not awaiting:
-        return list(found)
+    awaiting = [mailing for mailing in found if mailing.status in AWAITING]
+    silent = [mailing for mailing in awaiting if mailing.status_reason is None]
     reasons: dict[int, str] = {}
-    if reason := await _why_waiting(db, context):
-        reasons = dict.fromkeys(awaiting, reason)
-    elif windows := [mailing.id for mailing in found if mailing.id in awaiting and mailing.window and mailing.audience]:
-        reasons = dict.fromkeys(await queue.hours_open_at(db, windows), "window")
-    return [replace(mailing, status_reason=reasons.get(mailing.id, mailing.status_reason)) for mailing in found]
-
-
-async def _why_waiting(db: Db, context: Context) -> str | None:
     if context.gateway.url is None:
-        return "gateway_unconfigured"
-    state = await gateways.state(db, "default")
-    if state is not GatewayState.RUNNING:
-        return f"gateway_{state}"
-    return "paused_by_settings" if context.pause_all else None
+        reasons = {mailing.id: "gateway_unconfigured" for mailing in awaiting}
+    elif context.pause_all:
+        reasons = {mailing.id: "paused_by_settings" for mailing in silent}
+    elif windows := [mailing.id for mailing in silent if mailing.window and mailing.audience]:
+        reasons = dict.fromkeys(await queue.hours_open_at(db, windows), "window")
+    return [replace(m, status_reason=reasons[m.id]) if m.id in reasons else m for m in found]
 
 
 class MailingHandler(Handler):

@@ -326,7 +326,8 @@ class Moment(fields.Field[datetime]):
 
 def show_time(value: datetime) -> str:
     """Return a time as the API shows it: ``2026-01-31T09:00:00.000000Z``."""
-    return f"{value.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+    in_utc = value if value.tzinfo is UTC else value.astimezone(UTC)
+    return in_utc.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def parse_phone(text: str) -> int | None:
@@ -874,6 +875,16 @@ class PointOut(Schema):
     failed = fields.Integer(required=True)
 
 
+class PointsOut(fields.List[Any]):
+    """A list of `PointOut`, made by hand: of a thousand points the library keeps the loop for 20 ms."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(fields.Nested(PointOut), **kwargs)
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        return [{"at": show_time(point.at), "sent": point.sent, "failed": point.failed} for point in value]
+
+
 class StatisticsOut(Schema):
     """A mailing in numbers; the messages sum to the audience, the failures to the failed ones."""
 
@@ -885,9 +896,7 @@ class StatisticsOut(Schema):
     forecast_finish_at = Moment(required=True, allow_none=True)
     first_sent_at = Moment(required=True, allow_none=True)
     last_sent_at = Moment(required=True, allow_none=True)
-    series = fields.List(
-        fields.Nested(PointOut), required=True, metadata={"description": "The newest 1,000 points, oldest first."}
-    )
+    series = PointsOut(required=True, metadata={"description": "The newest 1,000 points, oldest first."})
 
 
 class MailingLineOut(Schema):
