@@ -64,9 +64,7 @@ def celery_and_redis(url: str, messages: int) -> float:
 @contextmanager
 def _redis() -> Iterator[str]:
     """Yield the unix socket of a server that writes every change to a file and syncs it every second."""
-    program = shutil.which("redis-server")
-    if program is None:
-        raise Missing("Redis is needed: apt-get install redis-server")
+    program = redis_server()
     with tempfile.TemporaryDirectory(prefix="notifier-bench-") as folder:
         socket = Path(folder, "redis.sock")
         options = ["--port", "0", "--unixsocket", str(socket), "--dir", folder, "--save", ""]
@@ -74,6 +72,14 @@ def _redis() -> Iterator[str]:
         with _running([program, *options]):
             _until(socket.exists)
             yield str(socket)
+
+
+def redis_server() -> str:
+    """Where the program is; raises Missing."""
+    program = shutil.which("redis-server")
+    if program is None:
+        raise Missing("Redis is needed: apt-get install redis-server")
+    return program
 
 
 @contextmanager

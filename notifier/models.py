@@ -248,7 +248,7 @@ class Mailing:
     window: Window | None
     priority: int
     status: MailingStatus
-    status_reason: str | None
+    status_reason: str | None  # also what the gateway's row says of one that waits
     audience: int
     planned: bool
     version: int

@@ -91,18 +91,19 @@ class _Lines:
         self.name = name
 
     def msg(self, line: str) -> None:
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, AttributeError):  # the last: there is no stderr
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
 
-    debug = info = warning = error = critical = exception = msg
+    debug = info = warning = error = critical = msg
 
 
 def _json(event: EventDict, default: Callable[[Any], Any]) -> str:
     try:
         return orjson.dumps(event, default=default).decode()
-    except TypeError:  # integers beyond 64 bits, lone surrogates
-        return json.dumps(event, ensure_ascii=False, default=default)
+    except TypeError:  # integers beyond 64 bits, lone surrogates, keys that are no strings, circles
+        plain = (str, int, float, type(None))
+        return json.dumps({str(k): v if isinstance(v, plain) else repr(v) for k, v in event.items()})
 
 
 # ---- metrics

@@ -16,7 +16,7 @@ from notifier.storage.database import Db
 # The first slice is small, so that the first message leaves soon; the others are as large as a lock of a mailing's row
 # for about a tenth of a second allows.
 FIRST, NEXT = 500, 5_000
-# Ids taken at once; a mailing to a few leaves the rest for the next.
+# Ids taken at once; the first slice of a mailing leaves most of them, for those of others.
 BLOCK = 5_000
 # Somebody else plans the same mailing, or it was changed: look again after so many seconds.
 STALE = 0.05
@@ -53,7 +53,7 @@ class Planner:
             slice_ = await audience.plan_slice(self._db, waiting[mailing_id], size, ids.start, self._due_at)
         except Stale:
             self._ids = ids
-            return STALE
+            return STALE if len(waiting) == 1 else 0.0
         self._ids = ids[slice_.messages :]
         if slice_.messages:
             telemetry.PLANNED.inc(slice_.messages)

@@ -69,7 +69,7 @@ class Recorder:
             return 1.0
         age = time.monotonic() - self._last
         waiting = len(sender.results) + len(self._kept)
-        asks = sender.runs_dry() and any(work.loaded > work.mark for work in sender.works.values())
+        asks = sender.is_urged() or (sender.runs_dry() and any(w.loaded > w.mark for w in sender.works.values()))
         asks |= any(work.releasing > work.released for work in sender.works.values())
         if not (asks or waiting >= FULL or (waiting and age >= PATIENCE) or age >= HEARTBEAT):
             return (PATIENCE if waiting else HEARTBEAT) - age

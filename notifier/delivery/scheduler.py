@@ -365,6 +365,7 @@ class Scheduler:
         """How late is the loop? Its lateness limits what is in flight, since the API shares it."""
         assert self.sender is not None
         if not self.sender.works:
+            self.sender.forget_lag()
             return NET / 4
         asked = time.monotonic()
         await asyncio.sleep(TICK)

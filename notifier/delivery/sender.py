@@ -46,9 +46,9 @@ FULL = 250
 # A process whose last committed record is older starts nothing: it may have been stopped, and its work taken over.
 FRESH = 1.0
 # How late the loop may be on the average because of what waits in it: so many seconds or, if that is more, such a part
-# of the time the gateway takes. With one that answers at once all that is in flight waits in the loop, and more of it
-# only makes the API slow; with a slow one many are needed, and come in bursts (docs/decisions/0005).
-LAGGING, LAGGING_PART = 0.005, 0.3
+# of the time the gateway takes, up to so many seconds. With one that answers at once all that is in flight waits in
+# the loop, and more of it only makes the API slow; with a slow one many are needed, and come in bursts (decision 0005).
+LAGGING, LAGGING_PART, LAGGING_MOST = 0.005, 0.3, 0.030
 # How much of what the loop is late for leaves, or of the room there is comes, with each look.
 GAIN = 0.1
 FEWEST = 8
@@ -238,7 +238,7 @@ class Sender:
     def look(self) -> None:
         """Something may have become due, or may be started: start it, and look into the queue with the next feed."""
         self.pump()
-        self._found = True
+        self._looked = 0.0
         self.wake_feed()
 
     async def feed(self) -> float:
@@ -282,7 +282,7 @@ class Sender:
             self._started, self._rated = 0, now
         staged = sum(len(work.staged) for work in self.works.values())
         lined_up = self.ready + staged
-        free = self.limits.concurrency - self.inflight + min(AHEAD, int(self._rate * HORIZON)) - lined_up
+        free = self._free() + min(AHEAD, int(self._rate * HORIZON)) - lined_up
         return min(free, self.limits.room(HORIZON) - lined_up)
 
     async def _claim(self) -> None:
@@ -325,9 +325,11 @@ class Sender:
         for work in sorted(self.works.values(), key=lambda work: work.batch.seq == 1):
             if work.unloaded:
                 waiting.setdefault(work.view, []).append(work)
-        top = max((view.priority for view in waiting), default=0)
+        if not waiting:
+            return []
+        top = max(view.priority for view in waiting)
         views = sorted((view for view in waiting if view.priority == top), key=lambda view: view.turn)
-        share = max(STRIDE, room // max(1, len(views)))
+        share = max(STRIDE, room // len(views))
         picked: list[Stride] = []
         for view in views:
             if not room:
@@ -424,14 +426,27 @@ class Sender:
         self._lag += GAIN * (seconds - self._lag)
         most = self.limits.concurrency
         gateway = self._duration - 2 * self._lag  # a request waits for the loop when it is sent and when it is answered
-        change = GAIN * (max(LAGGING, LAGGING_PART * gateway) - self._lag) * self._rate
-        before = min(self._ceiling, self.inflight) if change < 0 else self._ceiling + most / 500
-        self._ceiling = max(min(FEWEST, most), min(most, before + change))
+        allowed = min(LAGGING_MOST, max(LAGGING, LAGGING_PART * gateway))
+        change = GAIN * (allowed - self._lag) * self._rate
+        if change < 0:  # from what is in flight, but not because little is for a moment
+            change += max(min(self._ceiling, self.inflight), (1 - GAIN) * self._ceiling) - self._ceiling
+        else:
+            change += most / 500
+        self._ceiling = max(min(FEWEST, most), min(most, self._ceiling + change))
         self.pump()
+
+    def forget_lag(self) -> None:
+        """Nothing is being sent: what is sent next begins anew."""
+        self._lag, self._ceiling = 0.0, float(self.limits.concurrency)
 
     def runs_dry(self) -> bool:
         """Whether what may be started will not last until a record asked for now is committed."""
         return self.ready <= self._rate * RECORD
+
+    def is_urged(self) -> bool:
+        """Whether what waits for its mark has a higher priority than all that may be started."""
+        top = max(self._lanes, default=0)
+        return any(work.staged and work.view.priority > top for work in self.works.values())
 
     def _free(self) -> int:
         return int(min(self.limits.concurrency, self._ceiling)) - self.inflight
@@ -494,6 +509,7 @@ class Sender:
         self.ready -= 1
         if not lane:
             self._lanes = {priority: jobs for priority, jobs in self._lanes.items() if jobs}
+            self.wake_recorder()  # what waits for its mark may be more urgent than what is left
 
     async def _run(self) -> None:
         """Send one message after the other, as long as there is one that may start."""

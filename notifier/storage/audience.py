@@ -44,7 +44,6 @@ class Unplanned:
     """A running mailing as its planning found it: clients after ``cursor`` up to ``horizon`` are to be looked at."""
 
     id: int
-    version: int
     filter: Filter
     window: Window | None
     cursor: int
@@ -56,14 +55,13 @@ async def unplanned(db: Db) -> list[Unplanned]:
     """Running mailings whose audience is not complete, higher priority first, then the smallest so far."""
     rows = await db.fetch(
         """
-        SELECT id, version, filter, window_from, window_to, cursor, horizon, now() AS now FROM mailings
+        SELECT id, filter, window_from, window_to, cursor, horizon, now() AS now FROM mailings
         WHERE status = 'running' AND NOT planned ORDER BY priority DESC, audience, id
         """
     )
     return [
         Unplanned(
             id=row["id"],
-            version=row["version"],
             filter=Filter.from_json(row["filter"]),
             window=None if row["window_from"] is None else Window(row["window_from"], row["window_to"]),
             cursor=row["cursor"],
@@ -102,8 +100,8 @@ async def plan_slice(
     """Choose the next up to ``size`` clients of a running mailing, in id order; all is written by one statement.
 
     ``first_id`` starts a block of ``size`` ids from `take_ids`; ``due_at(now, window, timezone)`` says when a client
-    may be texted. Raises Stale, and has written nothing, when the mailing was edited, stopped or planned on meanwhile:
-    so no slice mixes two windows, and nobody is chosen twice.
+    may be texted. Raises Stale, and has written nothing, when the mailing has another window, was stopped or planned on
+    meanwhile: so no slice mixes two windows, and nobody is chosen twice.
     """
     matching, parameters = matches(mailing.filter, 5)
     clients = await db.fetch(
@@ -144,8 +142,9 @@ async def _store(
     stored = await db.fetchval(
         """
         WITH mailing AS (
-            UPDATE mailings SET audience = audience + cardinality($6::bigint[]), cursor = $4, planned = $5
-            WHERE id = $1 AND version = $2 AND cursor = $3 AND status = 'running' AND NOT planned
+            UPDATE mailings SET audience = audience + cardinality($6::bigint[]), cursor = $3, planned = $4
+            WHERE id = $1 AND cursor = $2 AND status = 'running' AND NOT planned
+              AND (window_from, window_to) IS NOT DISTINCT FROM ($5::time, $11::time)
             RETURNING id
         ), chosen AS (
             INSERT INTO messages (id, mailing_id, client_id)
@@ -162,15 +161,16 @@ async def _store(
         SELECT EXISTS (SELECT FROM mailing)
         """,
         mailing.id,
-        mailing.version,
         mailing.cursor,
         cursor,
         done,
+        mailing.window and mailing.window.start,
         [client for group in groups.values() for client in group],
         first_id,
         [due_at for due_at, _, _ in ranges],
         [first for _, first, _ in ranges],
         [last for _, _, last in ranges],
+        mailing.window and mailing.window.end,
     )
     if not stored:
         raise Stale

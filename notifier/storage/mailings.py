@@ -19,13 +19,16 @@ LONGEST_BACKOFF = 300
 
 # Text and gateway are scalar subqueries: a join may become one of whole tables, and then a page costs what lies above
 # it. While the gateway is stopped that is what keeps a mailing waiting.
-_SELECT = """
-    SELECT m.id, m.name, (SELECT text FROM mailing_texts WHERE mailing_id = m.id AND version = m.text_version) AS text,
-           m.text_version, m.filter, m.starts_at, m.ends_at, m.window_from, m.window_to, m.priority, m.status,
-           coalesce(m.status_reason, (
-               SELECT 'gateway_' || state FROM gateways
-               WHERE name = 'default' AND state <> 'running' AND m.status IN ('scheduled', 'running')
-           )) AS status_reason, m.audience, m.planned, m.version, m.created_at, m.updated_at
+_COLUMNS = """
+    m.id, m.name, m.text_version, m.filter, m.starts_at, m.ends_at, m.window_from, m.window_to, m.priority, m.status,
+    coalesce(m.status_reason, (
+        SELECT 'gateway_' || state FROM gateways
+        WHERE name = 'default' AND state <> 'running' AND m.status IN ('scheduled', 'running')
+    )) AS status_reason, m.audience, m.planned, m.version, m.created_at, m.updated_at
+"""
+_SELECT = f"""
+    SELECT {_COLUMNS},
+           (SELECT text FROM mailing_texts WHERE mailing_id = m.id AND version = m.text_version) AS text
     FROM mailings m
     WHERE m.deleted_at IS NULL
 """
@@ -69,18 +72,19 @@ async def create(
     Raises Invalid when it would end before it starts, or has ended already by the database's clock.
     """
     row = await db.fetchrow(
-        """
+        f"""
         WITH given AS (
             SELECT coalesce($3::timestamptz, now()) AS starts_at, $4::timestamptz AS ends_at
-        ), mailing AS (
+        ), m AS (
             INSERT INTO mailings (name, filter, starts_at, ends_at, window_from, window_to, priority, status)
             SELECT $1, $2, starts_at, ends_at, $5, $6, $7, $8 FROM given WHERE ends_at > starts_at AND ends_at > now()
-            RETURNING id
+            RETURNING *
         ), text AS (
-            INSERT INTO mailing_texts (mailing_id, version, text) SELECT id, 1, $9 FROM mailing
+            INSERT INTO mailing_texts (mailing_id, version, text) SELECT id, 1, $9 FROM m
         )
-        SELECT mailing.id, given.starts_at, now() AS now, pg_notify($10, '')
-        FROM given LEFT JOIN mailing ON true
+        SELECT {_COLUMNS}, $9::text AS text, given.starts_at AS begins_at, now() AS now,
+               CASE WHEN m.id IS NOT NULL THEN pg_notify($10, '') END
+        FROM given LEFT JOIN m ON true
         """,
         name,
         filter.as_json(),
@@ -94,8 +98,8 @@ async def create(
         CHANNEL,
     )
     assert row is not None
-    _check_times(row["starts_at"], ends_at, row["now"])
-    return await get(db, row["id"])
+    _check_times(row["begins_at"], ends_at, row["now"])
+    return _mailing(row)
 
 
 def _check_times(starts_at: datetime, ends_at: datetime, now: datetime) -> None:

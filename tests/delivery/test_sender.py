@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Any, cast
 from zoneinfo import ZoneInfo
 
@@ -10,9 +11,11 @@ import pytest
 
 from notifier.delivery.clock import Clock
 from notifier.delivery.limits import Limits
-from notifier.delivery.sender import FEWEST, STRIDE, Sender, View, Work
+from notifier.delivery.recorder import Recorder
+from notifier.delivery.sender import FEWEST, STRIDE, Job, Sender, View, Work
 from notifier.models import Filter, Mailing, MailingStatus, OnUnknown, Standing
-from notifier.storage.queue import BATCH_SIZE, Claimed
+from notifier.storage import queue
+from notifier.storage.queue import BATCH_SIZE, Claimed, Loaded
 
 NOW = datetime.now(UTC)
 NOTHING = cast("Any", None)
@@ -48,9 +51,23 @@ def test_a_loop_that_is_late_with_a_slow_gateways_answers_goes_on(sender: Sender
     assert looks(sender, 0.015) == 128
 
 
-def test_one_late_look_changes_little(sender: Sender) -> None:
+def test_one_late_look_changes_little_also_when_nothing_is_in_flight(sender: Sender) -> None:
     looks(sender, 0.001)
-    assert looks(sender, 0.1, count=1) > 120
+    assert looks(sender, 0.1, count=1) > 110
+    sender.inflight = 0
+    assert looks(sender, 0.1, count=1) > 90
+
+
+def test_a_slow_gateway_is_no_leave_for_a_loop_that_is_very_late(sender: Sender) -> None:
+    sender._duration = 3.0
+    assert looks(sender, 0.1) == FEWEST
+
+
+def test_what_is_sent_next_begins_anew(sender: Sender) -> None:
+    looks(sender, 0.1)
+    sender.inflight = 0
+    sender.forget_lag()
+    assert looks(sender, 0.001, count=1) == 128
 
 
 def view(mailing_id: int, priority: int = 0) -> View:
@@ -129,3 +146,55 @@ def test_a_higher_priority_has_all_the_room(sender: Sender) -> None:
     low, urgent = claimed(sender, view(1)), claimed(sender, view(2, priority=1), size=20)
     assert picked(sender, 100) == [(urgent, 20)]
     assert picked(sender, 100) == [(low, 100)]
+
+
+def test_a_mark_for_something_more_urgent_is_asked_for_at_once(sender: Sender) -> None:
+    low, urgent = claimed(sender, view(1)), claimed(sender, view(2, priority=1))
+    message = Loaded(1, 79_000_000_001, None, False, 0, 0, 0)
+    job = Job(sender.works[low], message, 0)
+    sender.works[low].staged = [job]
+    sender.line_up([job])
+    assert not sender.is_urged()
+    sender.works[urgent].staged = [Job(sender.works[urgent], message, 0)]
+    assert sender.is_urged()
+    sender.line_up(sender.works[urgent].advance(1))
+    assert not sender.is_urged()
+
+
+async def test_a_record_is_made_for_what_is_more_urgent(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plenty may be started, and nothing else asks for a record."""
+    recorder = Recorder(NOTHING, 1, sender, Clock())
+    recorder._last = monotonic()
+    low, urgent = claimed(sender, view(1)), claimed(sender, view(2, priority=1))
+    message = Loaded(1, 79_000_000_001, None, False, 0, 0, 0)
+    sender.line_up([Job(sender.works[low], message, position) for position in range(300)])
+    recorded: list[int] = []
+
+    async def record() -> None:
+        recorded.append(1)
+
+    monkeypatch.setattr(recorder, "_record", record)
+    await recorder.poll()
+    assert not recorded
+    sender.works[urgent].staged = [Job(sender.works[urgent], message, 0)]
+    await recorder.poll()
+    assert recorded
+
+
+async def test_news_has_the_queue_looked_into_though_there_is_enough_in_hand(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed(sender, view(1))
+    looked: list[int] = []
+
+    async def claim(*_: Any, **__: Any) -> list[Claimed]:
+        looked.append(1)
+        return []
+
+    monkeypatch.setattr(queue, "claim", claim)
+    await sender._claim()
+    await sender._claim()
+    assert len(looked) == 1
+    sender.look()
+    await sender._claim()
+    assert len(looked) == 2

@@ -298,7 +298,7 @@ async def test_without_the_comparison_two_planners_choose_the_same_clients(db: P
     """The unique key refuses the second; without that as well, each of them would get two messages."""
     await insert_clients(db, 4)
     with pytest.raises(asyncpg.UniqueViolationError, match="client_id, mailing_id"):
-        await two_planners(db, replace={"AND cursor = $3": "AND $3 >= 0"})
+        await two_planners(db, replace={"AND cursor = $2": "AND $2 >= 0"})
     assert not await books(db)
 
 
@@ -314,7 +314,7 @@ async def test_a_slice_that_meets_a_pause_writes_nothing(db: Pool) -> None:
     assert not await books(db)
 
 
-async def test_a_slice_that_meets_an_edit_of_the_window_is_chosen_anew(db: Pool) -> None:
+async def test_a_slice_that_meets_an_edit_of_the_window_writes_nothing(db: Pool) -> None:
     """Batches that were sorted by the old window would be due at its hours; without the comparison they are."""
     await insert_clients(db, 4)
     mailing = await waiting(db, await insert_begun(db))
@@ -330,8 +330,19 @@ async def test_a_slice_that_meets_an_edit_of_the_window_is_chosen_anew(db: Pool)
     with pytest.raises(Stale):
         await meet()
     assert await chosen(db, mailing.id) == []
-    await meet({"AND version = $2": "AND $2 > 0"})
+    await meet({"IS NOT DISTINCT FROM": "IS DISTINCT FROM"})
     assert len(await chosen(db, mailing.id)) == 2
+
+
+async def test_an_edit_of_the_text_does_not_disturb_a_slice(db: Pool) -> None:
+    clients = await insert_clients(db, 4)
+    mailing = await waiting(db, await insert_begun(db))
+    await while_held(
+        db,
+        lambda conn: mailings.edit(conn, mailing.id, {"text": "Hello"}),
+        lambda conn: audience.plan_slice(conn, mailing, 5, 1_000, at_once),
+    )
+    assert await chosen(db, mailing.id) == clients
 
 
 async def test_a_slice_that_breaks_off_leaves_nothing(db: Pool) -> None:

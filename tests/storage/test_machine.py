@@ -258,7 +258,7 @@ Call = tuple[str, dict[str, Any]]
 def calls(draw: st.DrawFn) -> list[Call]:
     """A few verbs with their arguments, of which the first is done that can be."""
     weighted = st.sampled_from([name for name, verb in VERBS.items() for _ in range(verb.weight)])
-    names = draw(st.lists(weighted, min_size=8, max_size=8))
+    names = draw(st.lists(weighted, min_size=6, max_size=6))
     return [(name, draw(VERBS[name].arguments)) for name in names]
 
 
@@ -495,7 +495,7 @@ class Machine(RuleBasedStateMachine):
     async def plan(self, db: Db, pick: int, size: int) -> None:
         if waiting := await audience.unplanned(db):
             first_id = await audience.take_ids(self.db, size)
-            with suppress(Stale):  # what stands beside it changed the mailing
+            with suppress(*() if db is self.db else (Stale,)):  # what stands beside it may change the mailing
                 await audience.plan_slice(db, self.pick(waiting, pick), size, first_id, self.opens)
 
     @staticmethod

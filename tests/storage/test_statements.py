@@ -96,6 +96,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
         "audience.plan_slice",
         "audit._finding",
         "queue.claim",
+        "mailings.create",
         "mailings.get",
         "mailings.page",
         "clients.get",
