@@ -55,7 +55,7 @@ def main() -> None:
     """Ask the questions, print the table; exit 1 when a target is missed, 2 when nothing could be measured."""
     only = os.environ.get("ONLY")
     if only and only not in QUESTIONS:
-        sys.exit(f"ONLY={only}: there is {', '.join(QUESTIONS)}")
+        sys.exit(f"ONLY={only} is none of the questions: {', '.join(QUESTIONS)}")
     table = Table("question", "figure", "baseline", "ratio", "target", "met")
     telemetry.configure("warning", "console")
     missed = measured = False

@@ -153,7 +153,7 @@ def _long(least: int) -> Callable[[str], str]:
 
 
 def _terminal_format() -> LogFormat:
-    return "console" if sys.stderr.isatty() else "json"
+    return "console" if sys.stderr is not None and sys.stderr.isatty() else "json"
 
 
 def _setting(

@@ -27,7 +27,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 # ---- logs
 
-FREE_TEXT = ("event", "detail", "error", "url", "exception")
+FREE_TEXT = ("event", "detail", "error", "url", "path", "exception")
 # A phone has 10 to 15 digits (E.164). So have ids: those stand in other fields, or behind "word/" in a path.
 PHONE_IN_TEXT = re.compile(r"(?<!\d)(?<![a-z]/)\d{10,15}(?!\d)")
 
@@ -64,7 +64,7 @@ def configure(level: str, format: str) -> None:
         mask_phones,
         structlog.processors.JSONRenderer(serializer=_json)
         if format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr is not None and sys.stderr.isatty()),
     ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

@@ -63,6 +63,7 @@ def test_phones_are_masked_and_ids_are_not(capsys: pytest.CaptureFixture[str]) -
         detail=f"Key (phone)=({PHONE}) exists",
         error=ValueError(f"+{PHONE}"),
         url=f"/api/v1/messages/{MESSAGE_ID}?phone=%2B{PHONE}",
+        path=f"/{PHONE}",
     )
     (line,) = lines(capsys)
     assert line["phone"] == "7916*****67"
@@ -71,6 +72,7 @@ def test_phones_are_masked_and_ids_are_not(capsys: pytest.CaptureFixture[str]) -
     assert line["error"] == "+7916*****67"
     assert line["message_id"] == MESSAGE_ID
     assert f"/messages/{MESSAGE_ID}?" in str(line["url"])
+    assert line["path"] == "/7916*****67"
     assert PHONE not in json.dumps(line)
 
 
@@ -118,6 +120,24 @@ def test_a_reader_that_is_gone_is_nobodys_error(monkeypatch: pytest.MonkeyPatch)
     telemetry.configure("info", "json")
     structlog.get_logger().info("nobody hears")
     gone.close()
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_without_a_stderr_nothing_is_said(monkeypatch: pytest.MonkeyPatch, log_format: str) -> None:
+    """As a service that is started with 2>&-."""
+    monkeypatch.setattr(sys, "stderr", None)
+    telemetry.configure("info", log_format)
+    structlog.get_logger().info("nobody hears")
+    logging.getLogger("tornado.general").warning("nor this")
+
+
+def test_circles_and_odd_keys_are_logged_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry.configure("info", "json")
+    circle: list[object] = []
+    circle.append(circle)
+    structlog.get_logger().info("x", circle=circle, pairs={(1, 2): 3})
+    (line,) = lines(capsys)
+    assert (line["circle"], line["pairs"]) == ("[[...]]", "{(1, 2): 3}")
 
 
 def test_warnings_go_the_same_way(capsys: pytest.CaptureFixture[str]) -> None:
