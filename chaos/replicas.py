@@ -424,7 +424,7 @@ def asked_twice(stage: Stage) -> list[int | None]:
 
 def _quiet(stage: Stage) -> bool:
     """Whether no replica's statement is under way."""
-    return not count(stage, "pg_stat_activity", "application_name LIKE 'notifier-engine%' AND state <> 'idle'")
+    return not count(stage, "pg_stat_activity", "application_name LIKE 'notifier-engine%' AND state = 'active'")
 
 
 @contextmanager

@@ -892,6 +892,7 @@ async def test_a_last_look_before_each_start(world: World, closed: str) -> None:
     engine = world.schedulers[0]
     assert engine.sender is not None
     await poll_until(lambda: engine.sender and engine.sender.ready)
+    engine.sender.confirmed -= 1.0  # what is ready must not all be started while the loops stop
     for loop in engine._loops.values():
         await loop.stop()
     (view,) = {work.view for work in engine.sender.works.values()}
@@ -900,7 +901,9 @@ async def test_a_last_look_before_each_start(world: World, closed: str) -> None:
         view._open.clear()
     else:
         view.ends_at = 0.0
-    await poll_until(lambda: engine.sender and not engine.sender.inflight)
+    engine.sender.confirmed = monotonic()
+    engine.sender.pump()
+    await poll_until(lambda: engine.sender and not (engine.sender._starting or engine.sender.inflight))
     started = {result.message_id for _, result in engine.sender.results if result.outcome == "accepted"}
     given_back = [result for _, result in engine.sender.results if result.outcome == "not_started"]
     # due at once: whoever loads them sorts them by the window that holds then
