@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import uvloop
 
 from bench import fill
-from bench.throughput import Row, a_database
+from bench.throughput import Row, a_database, create
 from notifier.delivery.planner import Planner
-from notifier.models import Filter
 from notifier.storage import mailings, queue
 from notifier.storage.database import Pool, create_pool
 
@@ -44,21 +42,6 @@ def _planner(db: Pool) -> Planner:
     return Planner(db, default_zone=ZoneInfo("UTC"), on_batches=lambda: None)
 
 
-async def _mailing(db: Pool) -> int:
-    mailing = await mailings.create(
-        db,
-        name=None,
-        text="Здравствуйте!",
-        filter=Filter(),
-        starts_at=None,
-        ends_at=datetime.now(UTC) + timedelta(hours=1),
-        window=None,
-        priority=0,
-        draft=False,
-    )
-    return mailing.id
-
-
 async def _empty(db: Pool) -> None:
     await db.execute("TRUNCATE mailings, mailing_texts, messages, slices, batches")
     await db.execute("CHECKPOINT", timeout=60)
@@ -67,7 +50,7 @@ async def _empty(db: Pool) -> None:
 async def planned(db: Pool) -> float:
     """Clients a second that the planner chooses, by whom nobody is disturbed."""
     await _empty(db)
-    mailing_id = await _mailing(db)
+    mailing_id = await create(db)
     await mailings.begin_due(db)
     planner = _planner(db)
     started = time.perf_counter()
@@ -106,7 +89,7 @@ async def first(dsn: str) -> float:
     worst = 0.0
     for _ in range(FIRSTS):
         await _empty(db)
-        mailing_id = await _mailing(db)
+        mailing_id = await create(db)
         planner = _planner(db)
         started = time.perf_counter()
         assert await mailings.begin_due(db) == [mailing_id]

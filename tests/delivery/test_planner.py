@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from notifier.delivery.planner import STALE, Planner
-from notifier.models import Filter
-from notifier.storage import audience, mailings
+from notifier.storage import audience
 from notifier.storage.database import Db, Pool
 from tests.storage.scenes import books, insert_clients
+from tests.storage.test_audience import insert_begun
 
 
 @pytest.fixture
 def planner(db: Pool) -> Planner:
     return Planner(db, default_zone=ZoneInfo("UTC"), on_batches=lambda: None)
-
-
-async def insert_begun(db: Pool) -> int:
-    """A mailing to everybody whose start has just come."""
-    mailing = await mailings.create(
-        db,
-        name=None,
-        text="Hi",
-        filter=Filter(),
-        starts_at=None,
-        ends_at=datetime.now(UTC) + timedelta(hours=1),
-        window=None,
-        priority=0,
-        draft=False,
-    )
-    await mailings.begin_due(db)
-    return mailing.id
 
 
 async def ids_of(db: Pool, mailing_id: int) -> list[int]:
