@@ -6,20 +6,22 @@ import asyncio
 import math
 import time
 import zlib
+from collections import deque
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple, Self
 
 import aiohttp
 import orjson
 from aiohttp import hdrs
+from aiohttp.http import HttpProcessingError
 from yarl import URL
 
+from notifier import __version__
+from notifier.delivery.http import BODY_LIMIT, Response, Wire
 from notifier.models import Outcome, Reason
 
 CONNECT_TIMEOUT = 3.0  # seconds for name, TCP and TLS together; a gateway that takes longer is away
 KEEP_ALIVE = 15.0  # seconds; under the idle timeouts of usual proxies, so that they do not close under our hands
-BODY_LIMIT = 64 * 1024  # bytes, decoded; an answer is some dozen
-DETAIL_TIMEOUT = 1.0  # seconds; a refusal is known by its status, so that its words are not waited for long
 DETAIL_LIMIT = 300  # characters of a gateway's words that are kept
 RETRY_AFTER = (1.0, 3600.0)  # seconds; what a Retry-After is clamped to
 
@@ -38,31 +40,34 @@ _ACCEPTED = Answer(Outcome.ACCEPTED, None, 200)
 
 
 class Gateway:
-    """A session of its own with one gateway; made inside a running loop, closed with `close`.
+    """Connections of its own with one gateway; made inside a running loop, closed with `close`.
 
     ``timeout`` is for a whole request, in seconds. No cookies, no proxies from the environment, no redirects.
     """
 
     def __init__(self, name: str, url: str, token: str, *, timeout: float) -> None:
         self.name = name
-        self._base = url.rstrip("/") + "/v1/send/"
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
-            headers={
-                hdrs.AUTHORIZATION: f"Bearer {token}",
-                hdrs.CONTENT_TYPE: "application/json",
-                hdrs.ACCEPT_ENCODING: "identity",
-            },
-            # under the whole request's, so that what was surely not sent is known to be so
-            timeout=aiohttp.ClientTimeout(total=timeout, connect=min(CONNECT_TIMEOUT, timeout * 0.8)),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-        )
+        base = URL(url.rstrip("/") + "/v1/send/")
+        self._loop = asyncio.get_running_loop()
+        self._timeout = timeout
+        # under the whole request's, so that what was surely not sent is known to be so
+        self._connect_timeout = aiohttp.ClientTimeout(connect=min(CONNECT_TIMEOUT, timeout * 0.8))
+        self._connector = aiohttp.TCPConnector(limit=0)
+        self._target = aiohttp.ClientRequest("POST", base, loop=self._loop)
+        self._idle: deque[tuple[Wire, float]] = deque()  # since when, by the loop's time; the last used at the end
+        self._tidying: asyncio.TimerHandle | None = None
+        self._start = f"POST {base.raw_path}".encode()
+        self._headers = (
+            f" HTTP/1.1\r\nHost: {base.host_port_subcomponent}\r\nAuthorization: Bearer {token}\r\n"
+            f"User-Agent: notifier/{__version__}\r\nAccept: application/json\r\nAccept-Encoding: identity\r\n"
+            "Content-Type: application/json\r\nContent-Length: "
+        ).encode()
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._session.close()
+        if self._tidying is not None:
+            self._tidying.cancel()
+        await self._connector.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,48 +77,77 @@ class Gateway:
 
     async def send(self, message_id: int, phone: int, text: bytes) -> Answer:
         """POST one message and classify what comes back; ``text`` is JSON. Raises nothing but CancelledError."""
-        url = URL(f"{self._base}{message_id}", encoded=True)
         body = b'{"id":%d,"phone":%d,"text":%b}' % (message_id, phone, text)
+        request = b"%b%d%b%d\r\n\r\n%b" % (self._start, message_id, self._headers, len(body), body)
+        deadline = self._loop.time() + self._timeout
         try:
-            async with self._session.post(url, data=body, allow_redirects=False) as response:
-                if response.status == 200:
-                    return classify_body(await _read(response))
-                if 200 < response.status < 300:
-                    return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, response.status)
-                answer = classify_status(response.status, response.headers.get(hdrs.RETRY_AFTER), time.time())
-                if answer.outcome in (Outcome.REJECTED, Outcome.MISCONFIGURED):
-                    return answer._replace(detail=await _said(response))
-                return answer
+            wire = self._reused() or await self._opened()
+            response = await wire.request(request, deadline)
+            if wire.reusable:
+                self._keep(wire)
+            return classify(response)
         except Exception as error:  # whatever a stranger's server makes a library do
             return classify_error(error)
 
+    def _reused(self) -> Wire | None:
+        """The connection that was used last, so that what is not needed grows old."""
+        since = self._loop.time() - KEEP_ALIVE
+        while self._idle:
+            wire, idle_since = self._idle.pop()
+            if wire.reusable and idle_since >= since:
+                return wire
+            wire.close()
+        return None
 
-async def _read(response: aiohttp.ClientResponse) -> bytes | None:
+    def _keep(self, wire: Wire) -> None:
+        self._idle.append((wire, self._loop.time()))
+        if self._tidying is None:
+            self._tidying = self._loop.call_later(KEEP_ALIVE, self._tidy)
+
+    def _tidy(self) -> None:
+        """Close what was idle for long, or was closed by the gateway."""
+        since = self._loop.time() - KEEP_ALIVE
+        while self._idle and (self._idle[0][1] <= since or not self._idle[0][0].reusable):
+            self._idle.popleft()[0].close()
+        self._tidying = self._loop.call_later(KEEP_ALIVE, self._tidy) if self._idle else None
+
+    async def _opened(self) -> Wire:
+        try:
+            return Wire(await self._connector.connect(self._target, [], self._connect_timeout))
+        except TimeoutError as error:
+            raise aiohttp.ConnectionTimeoutError from error
+
+
+def classify(response: Response) -> Answer:
+    """What a response means."""
+    status = response.status
+    if status == 200:
+        return classify_body(_decoded(response))
+    if 200 < status < 300:
+        return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, status)
+    answer = classify_status(status, response.headers.get(hdrs.RETRY_AFTER), time.time())
+    if answer.outcome in (Outcome.REJECTED, Outcome.MISCONFIGURED):
+        return answer._replace(detail=_said(response))
+    return answer
+
+
+def _decoded(response: Response) -> bytes | None:
     """The decoded body, or None when it is larger than the limit or not to be decoded."""
     encoding = response.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
-    if encoding == "identity" and (response.content_length or BODY_LIMIT + 1) <= BODY_LIMIT:
-        return await response.read()
-    body = bytearray()
-    while chunk := await response.content.read(BODY_LIMIT + 1 - len(body)):
-        body += chunk
-        if len(body) > BODY_LIMIT:
-            response.close()
-            return None
-    if encoding == "identity":
-        return bytes(body)
+    if response.body is None or encoding == "identity":
+        return response.body
     if encoding not in ("gzip", "x-gzip", "deflate"):
         return None
     decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-    decoded = decoder.decompress(bytes(body), BODY_LIMIT + 1)
+    decoded = decoder.decompress(response.body, BODY_LIMIT + 1)
     return decoded if len(decoded) <= BODY_LIMIT else None
 
 
-async def _said(response: aiohttp.ClientResponse) -> str | None:
-    """What a refusal says, where it says so soon; whatever is wrong with its body changes nothing."""
+def _said(response: Response) -> str | None:
+    """What a refusal says; whatever is wrong with its body changes nothing."""
     try:
-        async with asyncio.timeout(DETAIL_TIMEOUT):
-            body = await _read(response)
-    except Exception:
+        body = _decoded(response)
+    except zlib.error:
         return None
     return _words(body.decode("utf-8", "replace")) if body else None
 
@@ -178,7 +212,7 @@ def classify_error(error: Exception) -> Answer:
         return Answer(Outcome.UNKNOWN, Reason.TIMEOUT, None, detail)
     if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
         return Answer(Outcome.UNKNOWN, Reason.RESET, None, detail)
-    if isinstance(error, aiohttp.ClientError | zlib.error | ValueError):
+    if isinstance(error, aiohttp.ClientError | HttpProcessingError | zlib.error | ValueError):
         return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, None, detail)
     return Answer(Outcome.UNKNOWN, Reason.INTERNAL_ERROR, None, detail)
 

@@ -150,6 +150,6 @@ async def test_a_refusal_s_words_are_kept_and_change_nothing(
     body: bytes, detail: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if b"never" in body:
-        monkeypatch.setattr("notifier.delivery.gateway.DETAIL_TIMEOUT", 0.05)
+        monkeypatch.setattr("notifier.delivery.http.REST_TIMEOUT", 0.05)
     answer = await _answered(b"HTTP/1.1 400 Bad Request\r\n" + body)
     assert answer == Answer(Outcome.REJECTED, Reason.REJECTED, 400, detail)

@@ -1,0 +1,154 @@
+"""One HTTP/1.1 connection with a gateway, one request at a time.
+
+aiohttp opens the connection (names, addresses, TLS) and parses what comes back. What lies between, its session, is
+not used: it takes four times as much of the processor as all of this (decision 0010).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import aiohttp
+from aiohttp.http import HttpResponseParser, RawResponseMessage
+
+BODY_LIMIT = 64 * 1024  # bytes as they come; an answer is some dozen
+REST_TIMEOUT = 1.0  # seconds; what another status than 200 means is known by it, so its words are not waited for long
+
+
+class Response(NamedTuple):
+    """A status, headers (of any case), and the body as it came; None if it was too large or, but for a 200, broken."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | None
+
+
+class Wire(asyncio.Protocol):
+    """A connection that aiohttp has opened and that is ours from here on."""
+
+    def __init__(self, connection: aiohttp.connector.Connection) -> None:
+        assert connection.protocol is not None
+        assert connection.transport is not None
+        self._loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._opener = connection.protocol
+        self._transport = connection.transport
+        self._parser = HttpResponseParser(
+            self,  # type: ignore[arg-type]  # of a protocol it needs no more than is here
+            self._loop,
+            BODY_LIMIT // 2,  # at twice of which it calls `pause_reading`
+            payload_exception=aiohttp.ClientPayloadError,
+            read_until_eof=True,
+            auto_decompress=False,
+        )
+        self._waiter: asyncio.Future[Response] | None = None
+        self._head: RawResponseMessage | None = None
+        self._body: aiohttp.StreamReader | None = None
+        self._too_large = False
+        self.reusable = False  # whether another request may follow
+        self._transport.set_protocol(self)
+
+    async def request(self, data: bytes, deadline: float) -> Response:
+        """Send a whole request and return its response; ``deadline`` as the loop's time.
+
+        Whatever is raised, the connection is closed: TimeoutError, aiohttp.ClientError (broken off),
+        aiohttp.http.HttpProcessingError (not HTTP), OSError, CancelledError.
+        """
+        self.reusable = False
+        self._head = self._body = None
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_at(deadline, self._give_up)
+        try:
+            self._transport.write(data)
+            return await self._waiter
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        """Close the connection at once."""
+        self.reusable = False
+        self._transport.abort()
+        self._connection.close()
+
+    # ---- called by the parser ------------------------------------------------------------------------------------
+
+    def pause_reading(self) -> None:
+        """The body is larger than the limit."""
+        self._too_large = True
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """A body is read when it is whole, so nothing waits for this."""
+
+    # ---- called by the loop --------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; what nobody asked for closes the connection."""
+        if self._waiter is None or self._waiter.done():
+            self.close()
+            return
+        try:
+            messages, _, _ = self._parser.feed_data(data)
+        except Exception as error:  # not HTTP, or chunks that are none
+            self._fail(error)
+            return
+        unasked = False
+        for head, body in messages:
+            if self._head is not None:
+                unasked = True
+            elif not 100 <= head.code < 200 or head.code == 101:
+                self._head, self._body = head, body
+                if head.code != 200 and not body.is_eof():
+                    self._loop.call_later(REST_TIMEOUT, self._enough, self._waiter)
+        if self._too_large:
+            self._finish(None)
+        elif self._head is not None and self._body is not None and self._body.is_eof():
+            self.reusable = not (self._head.should_close or unasked)
+            self._finish(self._body.read_nowait())
+
+    def eof_received(self) -> None:
+        """Nothing more comes: have the connection closed."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Whatever is missing will not come; a body without a length ends here."""
+        self.reusable = False
+        self._connection.close()
+        self._opener.connection_lost(error)
+        if self._waiter is None or self._waiter.done():
+            return
+        try:
+            self._parser.feed_eof()
+        except Exception as broken:
+            error = error or aiohttp.ClientPayloadError(str(broken))
+        if error is None and self._body is not None and self._body.is_eof():
+            self._finish(self._body.read_nowait())
+        else:
+            self._fail(error or aiohttp.ServerDisconnectedError())
+
+    # --------------------------------------------------------------------------------------------------------------
+
+    def _finish(self, body: bytes | None) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            assert self._head is not None
+            self._waiter.set_result(Response(self._head.code, self._head.headers, body))
+        if not self.reusable:
+            self.close()
+
+    def _fail(self, error: Exception) -> None:
+        """An error after a status but 200 changes nothing."""
+        if self._head is not None and self._head.code != 200:
+            self._finish(None)
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
+        self.close()
+
+    def _give_up(self) -> None:
+        self._fail(TimeoutError("no answer in time"))
+
+    def _enough(self, waiter: asyncio.Future[Response]) -> None:
+        if waiter is self._waiter:
+            self._finish(None)
