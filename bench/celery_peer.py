@@ -28,7 +28,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench.nginx import Missing
-from bench.throughput import TEXT
+from bench.plain import TEXT
 
 WORKERS = 2
 OPTIONS = ["--pool", "solo", "--loglevel", "error", "--without-gossip", "--without-mingle", "--without-heartbeat"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bench.nginx import LATENCY, slow_gateway
-from bench.throughput import Row, beside_a_bare_loop
+from bench.throughput import Row, bare, beside
 
 # Connections, and messages: enough that the beginning, when everything leaves at once, is a small part.
 SIZES = ((512, 20_000), (1_024, 30_000))
@@ -17,4 +17,5 @@ def rows(_: str) -> Iterator[Row]:
     with slow_gateway() as url:
         for connections, messages in SIZES:
             question = f"the same, {connections:,} connections, {LATENCY * 1000:.0f} ms an answer"
-            yield beside_a_bare_loop(url, question, messages, connections, TARGET)
+            ratio, ours, baseline = beside(bare, url, messages, connections)
+            yield question, f"{ours:,.0f}", f"{baseline:,.0f}", f"{ratio:.2f}", f"{TARGET:.2f}", ratio >= TARGET

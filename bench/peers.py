@@ -16,15 +16,13 @@ from importlib.util import find_spec
 from typing import Any
 
 import asyncpg
-import orjson
 import uvloop
 
 from bench.celery_peer import WORKERS, celery_and_redis, redis_server
 from bench.nginx import Missing
-from bench.throughput import CONNECTIONS, ROUNDS, TEXT, Row, a_database, engine
+from bench.plain import Plain
+from bench.throughput import CONNECTIONS, ROUNDS, Row, a_database, engine
 from notifier.app import collect_rarely
-from notifier.delivery.gateway import Gateway
-from notifier.models import Outcome
 
 EXTRA = ("celery", "pgqueuer", "procrastinate", "redis", "urllib3")
 MESSAGES = 10_000
@@ -36,16 +34,14 @@ PGQUEUER_TARGET, PROCRASTINATE_TARGET, CELERY_TARGET = 2.2, 20, 35
 class Sending:
     """Sends message after message and keeps the time."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-        self._text = orjson.dumps(TEXT)
+    def __init__(self, plain: Plain) -> None:
+        self._plain = plain
         self._started = self._ended = 0.0
         self.sent = 0
 
     async def send(self, message_id: int) -> None:
         self._started = self._started or time.perf_counter()
-        answer = await self._gateway.send(message_id, 79_000_000_000 + message_id, self._text)
-        assert answer.outcome is Outcome.ACCEPTED
+        await self._plain.send(message_id)
         self.sent += 1
         self._ended = time.perf_counter()
 
@@ -75,11 +71,11 @@ async def pgqueuer(url: str, dsn: str, messages: int) -> float:
 
     async with (
         asyncpg.create_pool(dsn, min_size=9, max_size=9) as pool,
-        Gateway("default", url, "token", timeout=15) as gateway,
+        Plain(url) as plain,
     ):
         queue = PgQueuer.from_asyncpg_pool(pool)
         await queue.qm.queries.install()
-        sending = Sending(gateway)
+        sending = Sending(plain)
         free = asyncio.Semaphore(CONNECTIONS)
 
         async def send(job: Any) -> None:
@@ -107,9 +103,9 @@ async def procrastinated(url: str, dsn: str, messages: int) -> float:
     import procrastinate
 
     app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn, min_size=9, max_size=9))
-    async with app.open_async(), Gateway("default", url, "token", timeout=15) as gateway:
+    async with app.open_async(), Plain(url) as plain:
         await app.schema_manager.apply_schema_async()
-        sending = Sending(gateway)
+        sending = Sending(plain)
 
         async def send(message_id: int) -> None:
             await sending.send(message_id)
