@@ -92,7 +92,7 @@ class Wire(asyncio.Protocol):
             self.close()
             return
         try:
-            messages, _, _ = self._parser.feed_data(data)
+            messages, upgraded, _ = self._parser.feed_data(data)
         except Exception as error:  # not HTTP, or chunks that are none
             self._fail(error)
             return
@@ -107,7 +107,7 @@ class Wire(asyncio.Protocol):
         if self._too_large:
             self._finish(None)
         elif self._head is not None and self._body is not None and self._body.is_eof():
-            self.reusable = not (self._head.should_close or unasked)
+            self.reusable = not (self._head.should_close or upgraded or unasked)
             self._finish(self._body.read_nowait())
 
     def eof_received(self) -> None:

@@ -1,0 +1,239 @@
+"""A connection with a gateway: what it survives, when it is used again, and when it is given up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+
+from notifier.delivery.gateway import Answer, Gateway
+from notifier.models import Outcome, Reason
+from tests.conftest import poll_until
+
+OK = b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{"code":0}'
+FIN = b""  # in a script: no more comes
+
+
+class Server:
+    """Gives the first request the first script, a list of writes, and so on; a connection stays open after them."""
+
+    def __init__(self, scripts: list[list[bytes]]) -> None:
+        self.scripts = scripts
+        self.requests: list[tuple[int, bytes]] = []  # number of the connection, bytes
+        self.writers: list[asyncio.StreamWriter] = []
+        self.open = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        number = len(self.writers)
+        self.writers.append(writer)
+        self.open += 1
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                self.requests.append((number, head + await reader.readexactly(length)))
+                for part in self.scripts.pop(0):
+                    if part == FIN:
+                        writer.write_eof()
+                    else:
+                        writer.write(part)
+                        await writer.drain()
+                        await asyncio.sleep(0)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.open -= 1
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(*scripts: list[bytes], patience: float = 5) -> AsyncIterator[tuple[Server, Gateway]]:
+    """Yield a server with these scripts, and a gateway that is it."""
+    server = Server(list(scripts))
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    async with Gateway("default", f"http://127.0.0.1:{port}/base", "secret", timeout=patience) as gateway:
+        yield server, gateway
+    listening.close()
+
+
+async def send(gateway: Gateway) -> Answer:
+    """Send one message."""
+    return await gateway.send(7, 79160000000, b'"x"')
+
+
+async def test_the_bytes_of_a_request() -> None:
+    async with serving([OK]) as (server, gateway):
+        assert (await send(gateway)).outcome is Outcome.ACCEPTED
+    head, body = server.requests[0][1].split(b"\r\n\r\n")
+    line, *headers = head.decode().split("\r\n")
+    fields = dict(header.split(": ") for header in headers)
+    assert line == "POST /base/v1/send/7 HTTP/1.1"
+    assert fields.pop("Host").startswith("127.0.0.1:")
+    assert fields.pop("User-Agent").startswith("notifier/")
+    assert fields == {
+        "Authorization": "Bearer secret",
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+    }
+    assert body == b'{"id":7,"phone":79160000000,"text":"x"}'
+
+
+async def test_a_connection_is_used_again() -> None:
+    """Also after a refusal, after an informational answer, and after a body in pieces."""
+    scripts = [
+        [OK],
+        [b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"],
+        [b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", OK],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b'7\r\n{"code"\r\n', b"3\r\n:0}\r\n0\r\n\r\n"],
+        [OK[:20], OK[20:50], OK[50:]],
+    ]
+    async with serving(*scripts) as (server, gateway):
+        codes = [(await send(gateway)).status_code for _ in scripts]
+    assert codes == [200, 503, 200, 200, 200]
+    assert {number for number, _ in server.requests} == {0}
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        [b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 10\r\n\r\n{"code":0}'],
+        [b'HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\n{"code":0}'],
+        [b'HTTP/1.1 200 OK\r\n\r\n{"co', b'de":0}', FIN],
+        [OK + OK],
+        [OK, FIN],
+    ],
+    ids=["told to close", "HTTP/1.0", "until its end", "two answers", "closed after it"],
+)
+async def test_a_connection_that_cannot_be_used_again_is_not(first: list[bytes]) -> None:
+    async with serving(first, [OK]) as (server, gateway):
+        assert (await send(gateway)).outcome is Outcome.ACCEPTED
+        if first == [OK, FIN]:
+            await poll_until(lambda: server.open == 0)
+        assert (await send(gateway)).outcome is Outcome.ACCEPTED
+    assert [number for number, _ in server.requests] == [0, 1]
+
+
+async def test_what_nobody_asked_for_closes_the_connection() -> None:
+    async with serving([OK], [OK]) as (server, gateway):
+        await send(gateway)
+        server.writers[0].write(OK)
+        await poll_until(lambda: server.open == 0)
+        assert (await send(gateway)).outcome is Outcome.ACCEPTED
+    assert [number for number, _ in server.requests] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ([FIN], Reason.RESET),
+        ([b"HTTP/1.1 20", FIN], Reason.RESET),
+        ([b"HTTP/1.1 200 OK\r\nContent-Le", FIN], Reason.RESET),
+        ([OK[:-3], FIN], Reason.RESET),
+        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"99\r\n{", FIN], Reason.RESET),
+        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"zz\r\n{"], Reason.BAD_ANSWER),
+        ([b"SSH-2.0-OpenSSH_9.2\r\n"], Reason.BAD_ANSWER),
+        ([OK + b"and more"], Reason.BAD_ANSWER),
+        ([b"HTTP/1.1 200 OK\r\n" + b"X-Long: %b\r\n" % (b"x" * 9_000)], Reason.BAD_ANSWER),
+        ([b"HTTP/1.1 200 OK\r\n" + b"X-Many: 1\r\n" * 200], Reason.BAD_ANSWER),
+        ([b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"], Reason.BAD_ANSWER),
+        ([b"HTTP/1.1 204 No Content\r\n\r\n"], Reason.BAD_ANSWER),
+        ([OK.replace(b"10", b"70000") + b"x" * 69_990], Reason.BAD_ANSWER),
+        ([OK.replace(b"10", b"70000"), b"x" * 66_000], Reason.BAD_ANSWER),
+        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 66_000], Reason.BAD_ANSWER),
+        ([], Reason.TIMEOUT),
+        ([OK[:-3]], Reason.TIMEOUT),
+        ([b"HTTP/1.1 100 Continue\r\n\r\n" * 3], Reason.TIMEOUT),
+    ],
+)
+async def test_an_answer_that_is_none_is_unknown_and_the_connection_closed(script: list[bytes], reason: Reason) -> None:
+    async with serving(script, [OK], patience=0.5 if reason is Reason.TIMEOUT else 5) as (server, gateway):
+        answer = await send(gateway)
+        assert (answer.outcome, answer.reason) == (Outcome.UNKNOWN, reason)
+        if b"204" not in b"".join(script):
+            await poll_until(lambda: server.open == 0)
+        assert (await send(gateway)).outcome is Outcome.ACCEPTED
+
+
+@pytest.mark.parametrize(
+    "rest", [[b"it ne"], [b"it ne", FIN], [b"x" * 70_000]], ids=["never ends", "breaks off", "is too large"]
+)
+async def test_a_status_stands_whatever_its_body_is(rest: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notifier.delivery.http.REST_TIMEOUT", 0.05)
+    head = b"HTTP/1.1 503 Busy\r\nRetry-After: 9\r\nContent-Length: 70000\r\n\r\n"
+    async with serving([head, *rest], [OK]) as (server, gateway):
+        assert await send(gateway) == Answer(Outcome.UNAVAILABLE, Reason.UNAVAILABLE, 503, None, 9)
+        await poll_until(lambda: server.open == 0)
+        assert (await send(gateway)).outcome is Outcome.ACCEPTED
+
+
+async def test_a_cancelled_request_closes_its_connection() -> None:
+    async with serving([], [OK]) as (server, gateway):
+        task = asyncio.create_task(send(gateway))
+        await poll_until(lambda: len(server.requests) == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await poll_until(lambda: server.open == 0)
+        assert (await send(gateway)).outcome is Outcome.ACCEPTED
+
+
+async def test_what_is_idle_for_long_is_closed_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself where nothing is sent, and at the next request where the process was stopped meanwhile."""
+    monkeypatch.setattr("notifier.delivery.gateway.KEEP_ALIVE", 0.1)
+    async with serving([OK], [OK], [OK]) as (server, gateway):
+        await asyncio.gather(send(gateway), send(gateway))
+        assert server.open == 2
+        await poll_until(lambda: server.open == 0)
+        monkeypatch.setattr("notifier.delivery.gateway.KEEP_ALIVE", -1.0)
+        await send(gateway)
+    assert [number for number, _ in server.requests][-1] == 2
+
+
+async def test_closing_breaks_off_what_is_under_way() -> None:
+    async with serving([], [OK]) as (server, gateway):
+        task = asyncio.create_task(send(gateway))
+        await poll_until(lambda: len(server.requests) == 1)
+        await send(gateway)
+        await gateway.close()
+        assert (await task).reason is Reason.RESET
+        await poll_until(lambda: server.open == 0)
+
+
+async def test_a_gateway_with_tls(tmp_path: Path) -> None:
+    """Under uvloop, in a process of its own that trusts the test's authority by its environment."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    server = Server([[OK], [OK[:30], OK[30:]], [OK[:-3], FIN]])
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=context)
+    port = listening.sockets[0].getsockname()[1]
+    program = f"""
+import uvloop
+from notifier.delivery.gateway import Gateway
+async def main():
+    async with Gateway("default", "https://localhost:{port}", "t", timeout=5) as gateway:
+        for message in range(3):
+            answer = await gateway.send(message, 79160000000, b'"x"')
+            print(answer.outcome.value, answer.reason and answer.reason.value)
+uvloop.run(main())
+"""
+    env = {**os.environ, "SSL_CERT_FILE": str(tmp_path / "ca.pem")}
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60
+    )
+    listening.close()
+    assert done.stdout.split("\n")[:3] == ["accepted None", "accepted None", "unknown reset"], done.stderr
+    assert [number for number, _ in server.requests] == [0, 0, 0]
