@@ -12,7 +12,7 @@ import uvloop
 from bench import fill
 from bench.throughput import Row, a_database, create
 from notifier.delivery.planner import Planner
-from notifier.storage import mailings, queue
+from notifier.storage import audience, mailings, queue
 from notifier.storage.database import Pool, create_pool
 
 CLIENTS = 100_000
@@ -51,7 +51,7 @@ async def planned(db: Pool) -> float:
     """Clients a second that the planner chooses, by whom nobody is disturbed."""
     await _empty(db)
     mailing_id = await create(db)
-    await mailings.begin_due(db)
+    await audience.begin_due(db)
     planner = _planner(db)
     started = time.perf_counter()
     while await planner.poll() == 0.0:
@@ -92,7 +92,7 @@ async def first(dsn: str) -> float:
         mailing_id = await create(db)
         planner = _planner(db)
         started = time.perf_counter()
-        assert await mailings.begin_due(db) == [mailing_id]
+        assert [begun.id for begun in await audience.begin_due(db)] == [mailing_id]
         await planner.poll()
         (batch,) = await queue.claim(db, 1, after=0)
         worst = max(worst, time.perf_counter() - started)

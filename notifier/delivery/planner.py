@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
@@ -11,13 +13,14 @@ from notifier.delivery import windows
 from notifier.errors import Stale
 from notifier.models import Window
 from notifier.storage import audience
+from notifier.storage.audience import Slice, Unplanned
 from notifier.storage.database import Db
 
 # The first slice is small, so that the first message leaves soon; the others are as large as a lock of a mailing's row
 # for about a tenth of a second allows.
 FIRST, NEXT = 500, 5_000
-# Ids taken at once; the first slice of a mailing leaves most of them, for those of others.
-BLOCK = 5_000
+# Ids taken at once; what a slice leaves is for the next one, of whatever mailing.
+BLOCK = 20_000
 # Somebody else plans the same mailing, or it was changed: look again after so many seconds.
 STALE = 0.05
 
@@ -29,36 +32,66 @@ class Planner:
         self._db = db
         self._default_zone = default_zone
         self._on_batches = on_batches
-        self._begun: set[int] = set()
-        self._last = 0
+        self._fresh: list[Unplanned] = []  # just begun, by priority
+        self._ahead: Slice | None = None  # chosen while the slice before it was written
+        self._last = 0  # whose turn it was
         self._ids = range(0)  # taken, and not given to messages yet
 
+    def begin(self, begun: list[Unplanned]) -> None:
+        """Take in mailings that have just begun: their first slices are next."""
+        self._fresh = sorted(self._fresh + begun, key=lambda mailing: (-mailing.priority, mailing.id))
+
     async def poll(self) -> float:
-        """Plan one slice of the mailing whose turn it is; 0 while there is more to plan."""
-        waiting = {mailing.id: mailing for mailing in await audience.unplanned(self._db)}
-        self._begun.intersection_update(waiting)
-        if not waiting:
+        """Write one slice of the mailing whose turn it is, and choose the next one meanwhile; 0 while there is more."""
+        if self._fresh:
+            mailing = self._fresh.pop(0)
+            if self._ahead is not None and self._ahead.mailing.id == mailing.id:
+                self._ahead = None
+            await self._store(await audience.choose(self._db, mailing, FIRST, self._due_at))
+            return 0.0
+        slice_, self._ahead = self._ahead or await self._choose(None), None
+        if slice_ is None:
             return 1.0
-        fresh = [mailing_id for mailing_id in waiting if mailing_id not in self._begun]
-        mailing_id = fresh[0] if fresh else min(waiting, key=lambda m: (m <= self._last, m))
-        self._last = mailing_id
-        self._begun.add(mailing_id)  # before the work: one that always fails must not keep the others waiting
-        size = FIRST if fresh else NEXT
+        stored, ahead = await asyncio.gather(self._store(slice_), self._choose(slice_), return_exceptions=True)
+        if isinstance(stored, BaseException):
+            raise stored
+        if isinstance(ahead, BaseException):
+            raise ahead
+        if stored or (ahead is not None and ahead.mailing.id != slice_.mailing.id):
+            self._ahead = ahead
+            return 0.0
+        return STALE
+
+    async def _choose(self, after: Slice | None) -> Slice | None:
+        """The next slice of the mailing whose turn it is, ``after`` taken as written; None when all is planned."""
+        waiting = {mailing.id: mailing for mailing in await audience.unplanned(self._db)}
+        if after is not None and after.mailing.id in waiting:
+            waiting[after.mailing.id] = replace(waiting[after.mailing.id], cursor=after.cursor)
+            if after.done:
+                del waiting[after.mailing.id]
+        if not waiting:
+            return None
+        # Noted before the work: a mailing that always fails must not keep the others waiting.
+        self._last = min(waiting, key=lambda mailing_id: (mailing_id <= self._last, mailing_id))
+        return await audience.choose(self._db, waiting[self._last], NEXT, self._due_at)
+
+    async def _store(self, slice_: Slice) -> bool:
+        """Give a slice its ids and write it; False when its mailing was changed or planned on meanwhile."""
         ids = self._ids
-        if len(ids) < size:
+        if len(ids) < len(slice_):
             first_id = await audience.take_ids(self._db, BLOCK)
             ids = range(first_id, first_id + BLOCK)
         self._ids = range(0)  # until it is known which of them were written
         try:
-            slice_ = await audience.plan_slice(self._db, waiting[mailing_id], size, ids.start, self._due_at)
+            await audience.store(self._db, slice_, ids.start)
         except Stale:
             self._ids = ids
-            return STALE if len(waiting) == 1 else 0.0
-        self._ids = ids[slice_.messages :]
-        if slice_.messages:
-            telemetry.PLANNED.inc(slice_.messages)
+            return False
+        self._ids = ids[len(slice_) :]
+        if slice_.clients:
+            telemetry.PLANNED.inc(len(slice_))
             self._on_batches()
-        return 0.0
+        return True
 
     def _due_at(self, now: datetime, window: Window, timezone: str | None) -> datetime:
         return windows.opens_at(now, window, windows.zone(timezone, self._default_zone)).astimezone(UTC)

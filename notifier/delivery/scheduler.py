@@ -24,7 +24,7 @@ from notifier.delivery.recorder import REFUSED, Recorder, store
 from notifier.delivery.sender import Sender
 from notifier.delivery.session import Session
 from notifier.models import OnUnknown, Outcome, Reason
-from notifier.storage import clients, idempotency, mailings, queue, replicas
+from notifier.storage import audience, clients, idempotency, mailings, queue, replicas
 from notifier.storage.database import AWAY, Db, Pool, transaction
 from notifier.storage.queue import Claimed, Owned, Report, Result
 
@@ -206,6 +206,7 @@ class Scheduler:
         self._default_zone = default_zone
         self._pause_all = pause_all
         self._watch = Watch()
+        self._planner = Planner(db, default_zone=default_zone, on_batches=self._look)
         self.replica = 0
         self.sender: Sender | None = None
         self._recorder: Recorder | None = None
@@ -223,10 +224,9 @@ class Scheduler:
             on_held=lambda: self._wake("heartbeat"),
             on_lost=self._lost_session,
         )
-        planner = Planner(self._db, default_zone=self._default_zone, on_batches=self._look)
         polls: dict[str, Callable[[], Awaitable[float]]] = {
             "lifecycle": self._lifecycle,
-            "planner": planner.poll,
+            "planner": self._planner.poll,
             "heartbeat": self._heartbeat,
             "purge": self._purge,
             "session": self._session.poll,
@@ -298,7 +298,8 @@ class Scheduler:
 
     async def _lifecycle(self) -> float:
         """Begin what is due, finish what has ended, close what is worked off; wait for the next start or end."""
-        if await mailings.begin_due(self._db):
+        if begun := await audience.begin_due(self._db):
+            self._planner.begin(begun)
             self._wake("planner")
         if await mailings.finish_ended(self._db):
             self._wake("recorder")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import asyncpg
+
 from notifier.errors import Stale
 from notifier.models import Filter, Window
 from notifier.storage.database import Db
@@ -13,14 +15,6 @@ from notifier.storage.queue import BATCH_SIZE
 
 # Clients looked at per slice, however few of them match: it bounds how long the other mailings wait.
 SCANNED = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """What one step of planning did; ``done`` when the audience is complete."""
-
-    messages: int
-    done: bool
 
 
 def matches(filter: Filter, first: int) -> tuple[str, list[list[str] | None]]:
@@ -44,6 +38,7 @@ class Unplanned:
     """A running mailing as its planning found it: clients after ``cursor`` up to ``horizon`` are to be looked at."""
 
     id: int
+    priority: int
     filter: Filter
     window: Window | None
     cursor: int
@@ -51,25 +46,50 @@ class Unplanned:
     now: datetime
 
 
-async def unplanned(db: Db) -> list[Unplanned]:
-    """Running mailings whose audience is not complete, higher priority first, then the smallest so far."""
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The next clients of a mailing by when they may be texted, and how far the audience is complete with them."""
+
+    mailing: Unplanned
+    clients: dict[datetime, list[int]]
+    cursor: int
+    done: bool
+
+    def __len__(self) -> int:
+        return sum(map(len, self.clients.values()))
+
+
+_UNPLANNED = "id, priority, filter, window_from, window_to, cursor, horizon, now() AS now"
+
+
+def _unplanned(row: asyncpg.Record) -> Unplanned:
+    return Unplanned(
+        id=row["id"],
+        priority=row["priority"],
+        filter=Filter.from_json(row["filter"]),
+        window=None if row["window_from"] is None else Window(row["window_from"], row["window_to"]),
+        cursor=row["cursor"],
+        horizon=row["horizon"],
+        now=row["now"],
+    )
+
+
+async def begin_due(db: Db) -> list[Unplanned]:
+    """scheduled → running for those whose start has come; their audience is whoever is a client at this moment."""
     rows = await db.fetch(
-        """
-        SELECT id, filter, window_from, window_to, cursor, horizon, now() AS now FROM mailings
-        WHERE status = 'running' AND NOT planned ORDER BY priority DESC, audience, id
+        f"""
+        UPDATE mailings SET status = 'running', horizon = (SELECT coalesce(max(id), 0) FROM clients)
+        WHERE status = 'scheduled' AND starts_at <= clock_timestamp() AND ends_at > clock_timestamp()
+        RETURNING {_UNPLANNED}
         """
     )
-    return [
-        Unplanned(
-            id=row["id"],
-            filter=Filter.from_json(row["filter"]),
-            window=None if row["window_from"] is None else Window(row["window_from"], row["window_to"]),
-            cursor=row["cursor"],
-            horizon=row["horizon"],
-            now=row["now"],
-        )
-        for row in rows
-    ]
+    return [_unplanned(row) for row in rows]
+
+
+async def unplanned(db: Db) -> list[Unplanned]:
+    """Running mailings whose audience is not complete."""
+    rows = await db.fetch(f"SELECT {_UNPLANNED} FROM mailings WHERE status = 'running' AND NOT planned")
+    return [_unplanned(row) for row in rows]
 
 
 async def take_ids(db: Db, count: int) -> int:
@@ -90,18 +110,12 @@ async def take_ids(db: Db, count: int) -> int:
     return first
 
 
-async def plan_slice(
-    db: Db,
-    mailing: Unplanned,
-    size: int,
-    first_id: int,
-    due_at: Callable[[datetime, Window, str | None], datetime],
+async def choose(
+    db: Db, mailing: Unplanned, size: int, due_at: Callable[[datetime, Window, str | None], datetime]
 ) -> Slice:
-    """Choose the next up to ``size`` clients of a running mailing, in id order; all is written by one statement.
+    """The next up to ``size`` clients of a mailing, in id order.
 
-    ``first_id`` starts a block of ``size`` ids from `take_ids`; ``due_at(now, window, timezone)`` says when a client
-    may be texted. Raises Stale, and has written nothing, when the mailing has another window, was stopped or planned on
-    meanwhile: so no slice mixes two windows, and nobody is chosen twice.
+    ``due_at(now, window, timezone)`` says when a client may be texted.
     """
     matching, parameters = matches(mailing.filter, 5)
     clients = await db.fetch(
@@ -122,23 +136,24 @@ async def plan_slice(
     )
     *chosen, (scanned_to, at_end) = clients
     full = len(chosen) == size
-    done = at_end is not None and not full
-    cursor = chosen[-1]["id"] if full else scanned_to
     groups: dict[datetime, list[int]] = {}
     due: dict[str | None, datetime] = {}
     for client_id, timezone in chosen:
         if timezone not in due:
             due[timezone] = due_at(mailing.now, mailing.window, timezone) if mailing.window else mailing.now
         groups.setdefault(due[timezone], []).append(client_id)
-    await _store(db, mailing, first_id, groups, cursor=mailing.cursor if cursor is None else cursor, done=done)
-    return Slice(len(chosen), done)
+    cursor = chosen[-1]["id"] if full else scanned_to
+    return Slice(mailing, groups, mailing.cursor if cursor is None else cursor, at_end is not None and not full)
 
 
-async def _store(
-    db: Db, mailing: Unplanned, first_id: int, groups: dict[datetime, list[int]], *, cursor: int, done: bool
-) -> None:
-    """Write messages and batches: ids run on through the groups, so that every batch is one range."""
-    ranges = _ranges(first_id, groups)
+async def store(db: Db, slice_: Slice, first_id: int) -> None:
+    """Write a slice as messages and batches, with ids from ``first_id`` on, by one statement.
+
+    Raises Stale, and has written nothing, when the mailing has another window, was stopped or planned on since it was
+    read: so no slice mixes two windows, and nobody is chosen twice.
+    """
+    mailing = slice_.mailing
+    ranges = _ranges(first_id, slice_.clients)
     stored = await db.fetchval(
         """
         WITH mailing AS (
@@ -162,10 +177,10 @@ async def _store(
         """,
         mailing.id,
         mailing.cursor,
-        cursor,
-        done,
+        slice_.cursor,
+        slice_.done,
         mailing.window and mailing.window.start,
-        [client for group in groups.values() for client in group],
+        [client for group in slice_.clients.values() for client in group],  # so that every batch is one range of ids
         first_id,
         [due_at for due_at, _, _ in ranges],
         [first for _, first, _ in ranges],

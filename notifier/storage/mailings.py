@@ -266,18 +266,6 @@ async def delete(db: Db, mailing_id: int, *, if_match: int | None = None) -> Non
         await _announce(conn)
 
 
-async def begin_due(db: Db) -> list[int]:
-    """scheduled → running for those whose start has come; their audience is whoever is a client at this moment."""
-    rows = await db.fetch(
-        """
-        UPDATE mailings SET status = 'running', horizon = (SELECT coalesce(max(id), 0) FROM clients)
-        WHERE status = 'scheduled' AND starts_at <= clock_timestamp() AND ends_at > clock_timestamp()
-        RETURNING id
-        """
-    )
-    return [row["id"] for row in rows]
-
-
 async def finish_ended(db: Db) -> list[int]:
     """scheduled, running, paused → finished for those whose end has come. One row each: what is left over expires."""
     rows = await db.fetch(

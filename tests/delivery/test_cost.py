@@ -11,7 +11,7 @@ import pytest
 
 from notifier.delivery import sender
 from notifier.delivery.planner import Planner
-from notifier.storage import audience, mailings, queue
+from notifier.storage import audience, queue
 from notifier.storage.database import Pool
 from tests.conftest import poll_until
 from tests.delivery.conftest import World
@@ -45,7 +45,7 @@ async def test_a_batch_costs_a_few_statements(world: World, monkeypatch: pytest.
     for loop in engine._loops.values():
         await loop.stop()
     mailing = await world.mailing()
-    await mailings.begin_due(world.db)
+    await audience.begin_due(world.db)
     planner = Planner(world.db, default_zone=ZoneInfo("UTC"), on_batches=lambda: None)
     while await audience.unplanned(world.db):
         await planner.poll()

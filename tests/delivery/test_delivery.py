@@ -1066,14 +1066,14 @@ async def test_an_error_in_the_last_look_holds_up_nobody_else(world: World, monk
 async def test_one_mailing_that_cannot_be_planned_does_not_stop_the_others(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = audience.plan_slice
+    choose = audience.choose
 
     async def fails(db: Any, mailing: Unplanned, *args: Any) -> Any:
         if mailing.id == 1:
             raise RuntimeError("a bug")
-        return await plan(db, mailing, *args)
+        return await choose(db, mailing, *args)
 
-    monkeypatch.setattr(audience, "plan_slice", fails)
+    monkeypatch.setattr(audience, "choose", fails)
     await world.clients(3)
     await world.replica()
     await world.mailing()

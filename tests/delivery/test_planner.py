@@ -8,10 +8,11 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from notifier.delivery.planner import STALE, Planner
-from notifier.storage import audience
-from notifier.storage.database import Db, Pool
+from notifier.storage import audience, mailings
+from notifier.storage.database import Pool
 from tests.storage.scenes import books, insert_clients
-from tests.storage.test_audience import insert_begun
+from tests.storage.test_audience import NINE_TO_FIVE, insert_begun
+from tests.storage.test_mailings import create
 
 
 @pytest.fixture
@@ -41,17 +42,17 @@ async def test_a_slice_that_may_have_been_written_takes_its_ids_along(
     await insert_clients(db, 3)
     await insert_begun(db)
     await planner.poll()
-    plan = audience.plan_slice
+    store = audience.store
 
-    async def lost(*given: Any) -> audience.Slice:
-        await plan(*given)
+    async def lost(*given: Any) -> None:
+        await store(*given)
         raise ConnectionError
 
-    monkeypatch.setattr(audience, "plan_slice", lost)
+    monkeypatch.setattr(audience, "store", lost)
     second = await insert_begun(db)
     with pytest.raises(ConnectionError):
         await planner.poll()
-    monkeypatch.setattr(audience, "plan_slice", plan)
+    monkeypatch.setattr(audience, "store", store)
     third = await insert_begun(db)
     while await planner.poll() == 0.0:
         pass
@@ -65,15 +66,75 @@ async def test_who_was_second_looks_again_in_a_moment(
     """Another replica plans the mailing between our look and our word."""
     clients = await insert_clients(db, 3)
     mailing_id = await insert_begun(db)
-    plan = audience.plan_slice
+    store = audience.store
     other = Planner(db, default_zone=ZoneInfo("UTC"), on_batches=lambda: None)
 
-    async def late(given: Db, *rest: Any) -> audience.Slice:
-        monkeypatch.setattr(audience, "plan_slice", plan)
+    async def late(*given: Any) -> None:
+        monkeypatch.setattr(audience, "store", store)
         await other.poll()
-        return await plan(given, *rest)
+        await store(*given)
 
-    monkeypatch.setattr(audience, "plan_slice", late)
+    monkeypatch.setattr(audience, "store", late)
     assert await planner.poll() == STALE
     assert len(await ids_of(db, mailing_id)) == len(clients)
+    assert not await books(db)
+
+
+async def test_what_was_chosen_ahead_of_a_slice_that_was_not_written_is_forgotten(
+    db: Pool, planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The window is edited while the first of three slices is written and the second is chosen."""
+    monkeypatch.setattr("notifier.delivery.planner.NEXT", 2)
+    clients = await insert_clients(db, 6)
+    mailing_id = await insert_begun(db)
+    store = audience.store
+
+    async def late(*given: Any) -> None:
+        monkeypatch.setattr(audience, "store", store)
+        await mailings.edit(db, mailing_id, {"window": NINE_TO_FIVE})
+        await store(*given)
+
+    monkeypatch.setattr(audience, "store", late)
+    assert await planner.poll() == STALE
+    assert await planner.poll() == 0.0  # by the new window
+    assert len(await ids_of(db, mailing_id)) == 2
+    while await planner.poll() == 0.0:
+        pass
+    assert len(await ids_of(db, mailing_id)) == len(clients)
+    assert not await books(db)
+
+
+async def test_mailings_take_turns_and_who_has_just_begun_is_first(
+    db: Pool, planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two known by looking, with two slices each; then two that begin, the later one of a higher priority."""
+    monkeypatch.setattr("notifier.delivery.planner.FIRST", 1)
+    monkeypatch.setattr("notifier.delivery.planner.NEXT", 2)
+    await insert_clients(db, 3)
+    one, two = await insert_begun(db), await insert_begun(db)
+    assert await planner.poll() == 0.0
+    low, high = [(await create(db, priority=priority)).id for priority in (0, 1)]
+    planner.begin(await audience.begin_due(db))
+    while await planner.poll() == 0.0:
+        pass
+    rows = await db.fetch("SELECT mailing_id, size FROM batches ORDER BY first_id")
+    turns = [(row["mailing_id"], row["size"]) for row in rows]
+    assert turns[:4] == [(one, 2), (high, 1), (low, 1), (two, 2)]
+    assert sorted(turns[4:]) == [(one, 1), (two, 1), (low, 2), (high, 2)]
+    assert not await books(db)
+
+
+async def test_a_mailing_that_both_begins_and_is_found_is_planned_once(db: Pool, planner: Planner) -> None:
+    """It is looked for between its beginning and the word of it; whichever slice is written first, none waits."""
+    await insert_clients(db, 3)
+    busy = await insert_begun(db)
+    late = (await create(db)).id
+    begun = await audience.begin_due(db)
+    assert await planner.poll() == 0.0  # of the first; the other is chosen meanwhile
+    planner.begin(begun)
+    assert await planner.poll() == 0.0
+    assert await planner.poll() == 1.0
+    planner.begin(begun)
+    assert await planner.poll() == 0.0
+    assert [len(await ids_of(db, mailing)) for mailing in (busy, late)] == [3, 3]
     assert not await books(db)

@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from notifier.models import OPEN_STANDINGS, MailingStatus, Outcome, Reason, Standing, Status, status_of
-from notifier.storage import queue, statistics
+from notifier.models import OPEN_STANDINGS, MailingStatus, Outcome, Reason, Standing, Status, Window, status_of
+from notifier.storage import audience, queue, statistics
+from notifier.storage.audience import Slice, Unplanned
 from notifier.storage.database import Connection, Db, Pool
 from notifier.storage.queue import Claimed, Recorded, Report, Result
 from tests.conftest import poll_until
@@ -454,3 +455,15 @@ async def while_held(
 def soon(seconds: float = 60) -> datetime:
     """So many seconds from now, by this process's clock."""
     return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def at_once(now: datetime, window: Window | None, timezone: str | None) -> datetime:
+    """Everybody may be texted."""
+    return now
+
+
+async def plan_slice(db: Db, mailing: Unplanned, size: int, first_id: int, due_at: Any = at_once) -> Slice:
+    """Choose the next slice of a mailing and write it."""
+    slice_ = await audience.choose(db, mailing, size, due_at)
+    await audience.store(db, slice_, first_id)
+    return slice_

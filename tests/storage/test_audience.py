@@ -13,9 +13,9 @@ import pytest
 from notifier.errors import Stale
 from notifier.models import Filter, Window
 from notifier.storage import audience, mailings
-from notifier.storage.audience import Slice, Unplanned
+from notifier.storage.audience import Unplanned
 from notifier.storage.database import Db, Pool
-from tests.storage.scenes import batches_of, books, insert_clients, set_status, while_held, without
+from tests.storage.scenes import at_once, batches_of, books, insert_clients, plan_slice, set_status, while_held, without
 
 NINE_TO_FIVE = Window(time(9), time(17))
 
@@ -33,12 +33,8 @@ async def insert_begun(db: Db, filter: Filter | None = None, window: Window | No
         priority=priority,
         draft=False,
     )
-    assert await mailings.begin_due(db) == [mailing.id]
+    assert [begun.id for begun in await audience.begin_due(db)] == [mailing.id]
     return mailing.id
-
-
-def at_once(now: datetime, window: Window, timezone: str | None) -> datetime:
-    return now
 
 
 async def waiting(db: Db, mailing_id: int) -> Unplanned:
@@ -47,19 +43,21 @@ async def waiting(db: Db, mailing_id: int) -> Unplanned:
     return mailing
 
 
-async def plan(db: Db, mailing_id: int, size: int, due_at: Any = at_once) -> Slice:
+async def plan(db: Db, mailing_id: int, size: int, due_at: Any = at_once) -> tuple[int, bool]:
+    """Plan one slice: how many messages it has, and whether the audience is complete."""
     mailing = await waiting(db, mailing_id)
-    return await audience.plan_slice(db, mailing, size, await audience.take_ids(db, size), due_at)
+    slice_ = await plan_slice(db, mailing, size, await audience.take_ids(db, size), due_at)
+    return len(slice_), slice_.done
 
 
 async def plan_all(db: Db, mailing_id: int, size: int) -> list[int]:
     """How many messages each slice had, until the audience is complete."""
     sizes = []
     while True:
-        slice_ = await plan(db, mailing_id, size)
+        messages, done = await plan(db, mailing_id, size)
         assert not await books(db)
-        sizes.append(slice_.messages)
-        if slice_.done:
+        sizes.append(messages)
+        if done:
             return sizes
 
 
@@ -95,9 +93,9 @@ async def test_slices_are_500_first_and_then_5000_and_a_batch_is_500_at_most(db:
     mailing_id = await insert_begun(db)
     assert [mailing.id for mailing in await audience.unplanned(db)] == [mailing_id]
 
-    assert await plan(db, mailing_id, 500) == Slice(500, done=False)
-    assert await plan(db, mailing_id, 5_000) == Slice(5_000, done=False)
-    assert await plan(db, mailing_id, 5_000) == Slice(700, done=True)
+    assert await plan(db, mailing_id, 500) == (500, False)
+    assert await plan(db, mailing_id, 5_000) == (5_000, False)
+    assert await plan(db, mailing_id, 5_000) == (700, True)
 
     mailing = await mailings.get(db, mailing_id)
     assert (mailing.audience, mailing.planned) == (6_200, True)
@@ -134,7 +132,7 @@ async def test_both_lists_must_match_and_any_member_is_enough(db: Pool, filter: 
     ):
         (by_name[name],) = await insert_clients(db, 1, operator_code=code, tags=tags)
     mailing_id = await insert_begun(db, filter)
-    assert await plan(db, mailing_id, 500) == Slice(len(expected), done=True)
+    assert await plan(db, mailing_id, 500) == (len(expected), True)
     assert await chosen(db, mailing_id) == [by_name[name] for name in expected]
     assert not await books(db)
 
@@ -197,7 +195,7 @@ async def test_only_a_running_mailing_is_planned(db: Pool) -> None:
         await set_status(db, mailing_id, status)
         assert await audience.unplanned(db) == []
         with pytest.raises(Stale):
-            await audience.plan_slice(db, before, 2, 1_000, at_once)
+            await plan_slice(db, before, 2, 1_000)
         assert len(await chosen(db, mailing_id)) == 2
         assert not (await mailings.get(db, mailing_id)).planned
         await set_status(db, mailing_id, "running")
@@ -209,19 +207,10 @@ async def test_a_mailing_that_is_planned_or_not_there_any_more_is_not_planned_on
     before = await waiting(db, mailing_id)
     assert await plan_all(db, mailing_id, 2) == [0]
     with pytest.raises(Stale):
-        await audience.plan_slice(db, before, 2, 1_000, at_once)
+        await plan_slice(db, before, 2, 1_000)
     await db.execute("DELETE FROM mailings")
     with pytest.raises(Stale):
-        await audience.plan_slice(db, before, 2, 1_000, at_once)
-
-
-async def test_the_unplanned_come_by_priority_and_then_the_smallest(db: Pool) -> None:
-    await insert_clients(db, 3)
-    begun = await insert_begun(db)
-    await plan(db, begun, 2)
-    fresh = await insert_begun(db)
-    urgent = await insert_begun(db, priority=1)
-    assert [mailing.id for mailing in await audience.unplanned(db)] == [urgent, fresh, begun]
+        await plan_slice(db, before, 2, 1_000)
 
 
 # ---- windows ------------------------------------------------------------------------------------------------------
@@ -241,7 +230,7 @@ async def test_batches_are_made_by_the_time_their_window_opens(db: Pool, monkeyp
         assert window == NINE_TO_FIVE
         return now + timedelta(hours=hours_until[timezone])
 
-    assert await plan(db, mailing_id, 500, due_at) == Slice(9, done=True)
+    assert await plan(db, mailing_id, 500, due_at) == (9, True)
 
     assert asked == [*hours_until]  # once per zone
     batches = await batches_of(db, mailing_id)
@@ -277,8 +266,8 @@ async def two_planners(db: Pool, *, replace: dict[str, str] | None = None) -> No
     mailing = await waiting(db, await insert_begun(db))
     await while_held(
         db,
-        lambda conn: audience.plan_slice(conn, mailing, 2, 1_000, at_once),
-        lambda conn: audience.plan_slice(conn, mailing, 2, 2_000, at_once),
+        lambda conn: plan_slice(conn, mailing, 2, 1_000),
+        lambda conn: plan_slice(conn, mailing, 2, 2_000),
         replace=replace,
     )
 
@@ -309,7 +298,7 @@ async def test_a_slice_that_meets_a_pause_writes_nothing(db: Pool) -> None:
         await while_held(
             db,
             lambda conn: mailings.act(conn, mailing.id, "pause"),
-            lambda conn: audience.plan_slice(conn, mailing, 2, 1_000, at_once),
+            lambda conn: plan_slice(conn, mailing, 2, 1_000),
         )
     assert not await books(db)
 
@@ -323,7 +312,7 @@ async def test_a_slice_that_meets_an_edit_of_the_window_writes_nothing(db: Pool)
         await while_held(
             db,
             lambda conn: mailings.edit(conn, mailing.id, {"window": NINE_TO_FIVE}),
-            lambda conn: audience.plan_slice(conn, mailing, 2, 1_000, at_once),
+            lambda conn: plan_slice(conn, mailing, 2, 1_000),
             replace=replace,
         )
 
@@ -340,7 +329,7 @@ async def test_an_edit_of_the_text_does_not_disturb_a_slice(db: Pool) -> None:
     await while_held(
         db,
         lambda conn: mailings.edit(conn, mailing.id, {"text": "Hello"}),
-        lambda conn: audience.plan_slice(conn, mailing, 5, 1_000, at_once),
+        lambda conn: plan_slice(conn, mailing, 5, 1_000),
     )
     assert await chosen(db, mailing.id) == clients
 
@@ -349,9 +338,9 @@ async def test_a_slice_that_breaks_off_leaves_nothing(db: Pool) -> None:
     """Two messages of one id: the crash comes after the messages were written, and takes them along."""
     await insert_clients(db, 4)
     mailing_id = await insert_begun(db)
-    await audience.plan_slice(db, await waiting(db, mailing_id), 2, 1_000, at_once)
+    await plan_slice(db, await waiting(db, mailing_id), 2, 1_000)
     with pytest.raises(asyncpg.UniqueViolationError):
-        await audience.plan_slice(db, await waiting(db, mailing_id), 2, 1_001, at_once)
+        await plan_slice(db, await waiting(db, mailing_id), 2, 1_001)
     assert not await books(db)
     assert await plan_all(db, mailing_id, 2) == [2, 0]
 

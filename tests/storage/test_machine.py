@@ -56,7 +56,7 @@ from notifier.models import (
 from notifier.storage import audience, clients, ledger, mailings, queue, statistics
 from notifier.storage.database import Db, Pool, transaction
 from notifier.storage.queue import Claimed, Loaded, Report, Result
-from tests.storage.scenes import AT, books, insert_clients, waiting_for_a_lock
+from tests.storage.scenes import AT, books, insert_clients, plan_slice, waiting_for_a_lock
 
 EXAMPLES = int(os.environ.get("NOTIFIER_TEST_EXAMPLES", "0"))
 PROFILE = settings(
@@ -316,7 +316,7 @@ class Machine(RuleBasedStateMachine):
         self.now: datetime = await mailings.clock(self.db)
         await insert_clients(self.db, count, tags=["a"], timezone=ZONES[0])
         await self.store_mailing(window=window)
-        await mailings.begin_due(self.db)
+        await audience.begin_due(self.db)
         while await audience.unplanned(self.db):
             await self.plan(self.db, 0, 3)
         self.seen = await look(self.db)
@@ -378,7 +378,7 @@ class Machine(RuleBasedStateMachine):
     async def create(self, db: Db, count: int, zone: str, **given: Any) -> None:
         await insert_clients(db, count, timezone=zone)
         await self.store_mailing(**given)
-        await mailings.begin_due(db)
+        await audience.begin_due(db)
 
     @verb(
         most=8, beside=True, pick=PICK, name=st.sampled_from(["pause", "resume", "resume", "resume", "start", "cancel"])
@@ -483,7 +483,7 @@ class Machine(RuleBasedStateMachine):
 
     @verb(when=lambda self: self.some(status="scheduled", started=True), beside=True)
     async def begin(self, db: Db) -> None:
-        await mailings.begin_due(db)
+        await audience.begin_due(db)
 
     @verb(
         weight=6,
@@ -496,7 +496,7 @@ class Machine(RuleBasedStateMachine):
         if waiting := await audience.unplanned(db):
             first_id = await audience.take_ids(self.db, size)
             with suppress(*() if db is self.db else (Stale,)):  # what stands beside it may change the mailing
-                await audience.plan_slice(db, self.pick(waiting, pick), size, first_id, self.opens)
+                await plan_slice(db, self.pick(waiting, pick), size, first_id, self.opens)
 
     @staticmethod
     def opens(now: datetime, window: Window, timezone: str | None) -> datetime:
@@ -930,7 +930,7 @@ class Machine(RuleBasedStateMachine):
                 except Conflict:
                     pass
         await self.db.execute("UPDATE mailings SET starts_at = now() - interval '1 hour' WHERE ends_at > now()")
-        await mailings.begin_due(self.db)
+        await audience.begin_due(self.db)
         while await audience.unplanned(self.db):
             await self.plan(self.db, 0, 3)
         for batch in await queue.adopt(self.db, HEIR, await queue.owned(self.db)):

@@ -28,6 +28,7 @@ from tests.storage.scenes import (
     insert_mailing,
     insert_messages,
     marked,
+    plan_slice,
     record_one,
     report,
     result,
@@ -220,10 +221,10 @@ async def test_the_table_of_transitions_is_the_documented_one() -> None:
 async def test_resume_leads_back_to_where_the_pause_came_from(db: Pool) -> None:
     mailing = await create(db, starts_at=soon(60))
     await mailings.act(db, mailing.id, "pause")
-    assert await mailings.begin_due(db) == []
+    assert await audience.begin_due(db) == []
     assert (await mailings.act(db, mailing.id, "resume")).status == "scheduled"
     await mailings.edit(db, mailing.id, {"starts_at": soon(-1)})
-    assert await mailings.begin_due(db) == [mailing.id]
+    assert [begun.id for begun in await audience.begin_due(db)] == [mailing.id]
     await mailings.act(db, mailing.id, "pause")
     assert (await mailings.act(db, mailing.id, "resume")).status == "running"
 
@@ -507,16 +508,16 @@ async def test_what_is_scheduled_begins_when_its_start_has_come(db: Pool, status
     due = await insert_mailing(db, status, starts_in=-1, planned=False)
     await insert_mailing(db, "scheduled", starts_in=60, planned=False)
     await insert_mailing(db, "scheduled", starts_in=-60, ends_in=-1, planned=False)
-    assert await mailings.begin_due(db) == ([due] if status == "scheduled" else [])
+    assert [begun.id for begun in await audience.begin_due(db)] == ([due] if status == "scheduled" else [])
     row = await db.fetchrow("SELECT status, horizon, version FROM mailings WHERE id = $1", due)
     assert row is not None
     assert tuple(row) == (("running", clients[-1], 1) if status == "scheduled" else (status, None, 1))
-    assert await mailings.begin_due(db) == []
+    assert await audience.begin_due(db) == []
 
 
 async def test_two_replicas_begin_a_mailing_once(db: Pool) -> None:
     mailing_id = await insert_mailing(db, "scheduled", planned=False)
-    assert await while_held(db, mailings.begin_due, mailings.begin_due) == []
+    assert await while_held(db, audience.begin_due, audience.begin_due) == []
     assert (await mailings.get(db, mailing_id)).status == "running"
 
 
@@ -558,11 +559,11 @@ async def test_two_replicas_close_a_mailing_once(db: Pool) -> None:
 async def test_the_last_slice_and_the_close_do_not_miss_each_other(db: Pool) -> None:
     await insert_clients(db, 2)
     mailing = await create(db)
-    await mailings.begin_due(db)
+    await audience.begin_due(db)
     (unplanned,) = await audience.unplanned(db)
     closed = await while_held(
         db,
-        lambda conn: audience.plan_slice(conn, unplanned, 5, 100, lambda now, *_: now),
+        lambda conn: plan_slice(conn, unplanned, 5, 100),
         lambda conn: mailings.close(conn, mailing.id),
     )
     assert not closed

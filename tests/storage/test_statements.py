@@ -12,7 +12,7 @@ from notifier import storage
 from notifier.models import Filter
 from notifier.storage import audience, audit, clients, mailings, queue, statistics
 from notifier.storage.database import Pool
-from tests.storage.scenes import ME, insert_clients, insert_mailing
+from tests.storage.scenes import ME, insert_clients, insert_mailing, plan_slice
 
 FOLDER = Path(storage.__file__).parent
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -77,7 +77,8 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
     await db.execute("UPDATE mailings SET horizon = 5")
 
     (unplanned,) = await audience.unplanned(db)
-    await audience.plan_slice(db, unplanned, 5, 100, lambda now, *_: now)
+    await plan_slice(db, unplanned, 5, 100)
+    await audience.begin_due(db)
     await audience.count(db, Filter(tags=["vip"]))
     for retries in (False, True):
         await queue.claim(db, ME, after=0, retries=retries)
@@ -93,7 +94,9 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
 
     assert {name for module in MODULES for name in composers(module)} == {
         "audience.count",
-        "audience.plan_slice",
+        "audience.begin_due",
+        "audience.choose",
+        "audience.unplanned",
         "audit._finding",
         "queue.claim",
         "mailings.create",
