@@ -35,7 +35,7 @@ class Wire(asyncio.Protocol):
         self._connection = connection
         self._opener = connection.protocol
         self._transport = connection.transport
-        self._parser = HttpResponseParser(
+        self._parser: HttpResponseParser | None = HttpResponseParser(
             self,  # type: ignore[arg-type]  # of a protocol it needs no more than is here
             self._loop,
             BODY_LIMIT // 2,  # at twice of which it calls `pause_reading`
@@ -70,8 +70,9 @@ class Wire(asyncio.Protocol):
             timer.cancel()
 
     def close(self) -> None:
-        """Close the connection at once."""
+        """Close the connection at once, and forget what it brought."""
         self.reusable = False
+        self._body = None
         self._transport.abort()
         self._connection.close()
 
@@ -88,7 +89,7 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; what nobody asked for closes the connection."""
-        if self._waiter is None or self._waiter.done():
+        if self._waiter is None or self._waiter.done() or self._parser is None:
             self.close()
             return
         try:
@@ -118,10 +119,12 @@ class Wire(asyncio.Protocol):
         self.reusable = False
         self._connection.close()
         self._opener.connection_lost(error)
-        if self._waiter is None or self._waiter.done():
+        # It knows us: all that a connection held would wait for the collector of cycles, which comes rarely.
+        parser, self._parser = self._parser, None
+        if self._waiter is None or self._waiter.done() or parser is None:
             return
         try:
-            self._parser.feed_eof()
+            parser.feed_eof()
         except Exception as broken:
             error = error or aiohttp.ClientPayloadError(str(broken))
         if error is None and self._body is not None and self._body.is_eof():
