@@ -132,7 +132,7 @@ CREATE TABLE attempts (
     standing     standing NOT NULL,      -- the status after
     seq          smallint NOT NULL,
     status_code  smallint,
-    reason       text,                   -- this and what follows: '' or NULL where there is none
+    reason       text,
     detail       text,
     reference    text,                   -- the gateway's own id of the message, where it gives one
     PRIMARY KEY (message_id, seq)
@@ -182,7 +182,7 @@ CREATE TABLE gateways (
     concurrency  integer CHECK (concurrency > 0),
     rate         double precision CHECK (rate >= 0),
     state        text NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'paused', 'misconfigured')),
-    reason       text,                   -- this and what follows: '' or NULL where there is none
+    reason       text,
     paused_until timestamptz,
     throttles    integer NOT NULL DEFAULT 0,     -- 429s in a row, each after the pause of the one before
     breaker      text NOT NULL DEFAULT 'closed' CHECK (breaker IN ('closed', 'open', 'half_open')),

@@ -283,7 +283,7 @@ _BOOKS = (
         SELECT mailing_id AS id, coalesce(kept.n, 0) <> coalesce(counted.n, 0) AS broken
         FROM (SELECT mailing_id, reason, sum(n) AS n FROM failures GROUP BY 1, 2) kept
         FULL JOIN (
-            SELECT mailing_id, coalesce(nullif(reason, ''), 'unknown') AS reason, count(*) AS n
+            SELECT mailing_id, coalesce(reason, 'unknown') AS reason, count(*) AS n
             FROM attempts a
             WHERE standing = 'failed'
               AND NOT EXISTS (

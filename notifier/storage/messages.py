@@ -318,9 +318,8 @@ async def _described(db: Db, ids: Sequence[int], *, timeline: bool = False) -> l
         LEFT JOIN clients c ON c.id = g.client_id
         CROSS JOIN LATERAL (
             SELECT coalesce(max(seq), 0) AS seq, (array_agg(standing ORDER BY seq DESC))[1] AS standing,
-                   coalesce(array_agg(row(seq, started_at, outcome::text, standing::text, nullif(reason, ''),
-                                          nullif(detail, ''), status_code, duration_ms, phone) ORDER BY seq),
-                            '{}') AS attempts
+                   coalesce(array_agg(row(seq, started_at, outcome::text, standing::text, reason, detail,
+                                          status_code, duration_ms, phone) ORDER BY seq), '{}') AS attempts
             FROM attempts WHERE message_id = g.id
         ) ledger
         LEFT JOIN LATERAL (

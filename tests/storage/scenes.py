@@ -261,8 +261,7 @@ async def batches_of(db: Db, mailing_id: int) -> list[dict[str, Any]]:
 async def ledger_of(db: Db, message_id: int) -> list[tuple[int, str, str, str | None]]:
     """The ledger of a message: (seq, outcome, standing, reason)."""
     rows = await db.fetch(
-        "SELECT seq, outcome, standing, nullif(reason, '') FROM attempts WHERE message_id = $1 ORDER BY seq",
-        message_id,
+        "SELECT seq, outcome, standing, reason FROM attempts WHERE message_id = $1 ORDER BY seq", message_id
     )
     return [tuple(row) for row in rows]
 
