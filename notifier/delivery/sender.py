@@ -26,10 +26,10 @@ from notifier.delivery.clock import Clock
 from notifier.delivery.gateway import Answer, Gateway
 from notifier.delivery.limits import Limits
 from notifier.errors import NotFound, Stale
-from notifier.models import Mailing, MailingStatus, OnUnknown, Outcome, Reason, Standing
-from notifier.storage import mailings, queue
+from notifier.models import MailingStatus, OnUnknown, Outcome, Reason, Standing
+from notifier.storage import queue
 from notifier.storage.database import Db
-from notifier.storage.queue import Claimed, Loaded, Recorded, Report, Result
+from notifier.storage.queue import Claimed, Loaded, Orders, Recorded, Report, Result
 
 log = structlog.get_logger(__name__)
 
@@ -69,21 +69,21 @@ MAX_WORKS = 64
 class View:
     """A mailing as the sender needs it: its text as JSON, its end, and when the local windows close."""
 
-    def __init__(self, mailing: Mailing, default_zone: ZoneInfo) -> None:
-        self.id = mailing.id
+    def __init__(self, mailing_id: int, orders: Orders, default_zone: ZoneInfo) -> None:
+        self.id = mailing_id
         self.turn = 0  # when it was loaded from last; the least recently served is next
         self._default_zone = default_zone
         self._open: dict[str | None, tuple[float, float]] = {}  # zone → a span in which the window is open
-        self.set(mailing)
+        self.set(orders)
 
-    def set(self, mailing: Mailing) -> None:
+    def set(self, orders: Orders) -> None:
         """Take over an edit."""
-        self.version = mailing.version
-        self.priority = mailing.priority
-        self.window = mailing.window
-        self.text = orjson.dumps(mailing.text)
-        self.text_version = mailing.text_version
-        self.ends_at = mailing.ends_at.timestamp()
+        self.version = orders.version
+        self.priority = orders.priority
+        self.window = orders.window
+        self.text = orjson.dumps(orders.text)
+        self.text_version = orders.text_version
+        self.ends_at = orders.ends_at.timestamp()
         self._open.clear()
 
     def may_text(self, zone: str | None, at: float) -> bool:
@@ -302,18 +302,13 @@ class Sender:
         if not claimed:
             claimed = await queue.claim(self._db, self._replica, after=self._last_mailing, busy=busy)
         self._found = bool(claimed)
+        views = {work.view.id: work.view for work in self.works.values()}  # the works of a mailing share one
         for batch in claimed:
+            assert batch.orders is not None
             telemetry.CLAIMS.inc()
             self._last_mailing = batch.mailing_id
-            work = Work(batch, await self._view(batch.mailing_id))
-            self.works[batch.id] = work
-
-    async def _view(self, mailing_id: int) -> View:
-        """The view that the works of a mailing share; read anew when there is none in hand."""
-        for work in self.works.values():
-            if work.view.id == mailing_id:
-                return work.view
-        return View(await mailings.get(self._db, mailing_id), self._default_zone)
+            view = views.setdefault(batch.mailing_id, View(batch.mailing_id, batch.orders, self._default_zone))
+            self.works[batch.id] = Work(batch, view)
 
     def _pick(self, room: int) -> list[Stride]:
         """Strides to load next: higher priority first, mailings in turn, of each its retries and then the oldest claim.
@@ -643,7 +638,7 @@ class Sender:
 
     async def _refresh(self, view: View) -> None:
         try:
-            view.set(await mailings.get(self._db, view.id))
+            view.set(await queue.orders(self._db, view.id))
         except NotFound:  # deleted: its status says so with every record
             view.version = -1
 

@@ -8,17 +8,53 @@ is dead. What a column means is said in migrations/0001; why it holds is said in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
 import asyncpg
 
-from notifier.errors import Stale
-from notifier.models import MailingStatus, Outcome, Reason, Standing
+from notifier.errors import NotFound, Stale
+from notifier.models import MailingStatus, Outcome, Reason, Standing, Window
 from notifier.storage.database import Db
 
 BATCH_SIZE = 500  # ids; a claim is paid once per batch, and a dead owner's leftovers stay small
+
+
+class Orders(NamedTuple):
+    """What sending needs to know of a mailing, as of its ``version``."""
+
+    version: int
+    priority: int
+    window: Window | None
+    text: str
+    text_version: int
+    ends_at: datetime
+
+
+_ORDERS = """
+    m.version, m.priority, m.window_from, m.window_to, m.text_version, m.ends_at,
+    (SELECT text FROM mailing_texts WHERE mailing_id = m.id AND version = m.text_version) AS text
+"""
+
+
+def _orders(row: asyncpg.Record) -> Orders:
+    return Orders(
+        version=row["version"],
+        priority=row["priority"],
+        window=None if row["window_from"] is None else Window(row["window_from"], row["window_to"]),
+        text=row["text"],
+        text_version=row["text_version"],
+        ends_at=row["ends_at"],
+    )
+
+
+async def orders(db: Db, mailing_id: int) -> Orders:
+    """The orders of a mailing at this moment. Raises NotFound, also for a deleted one."""
+    row = await db.fetchrow(f"SELECT {_ORDERS} FROM mailings m WHERE id = $1 AND deleted_at IS NULL", mailing_id)
+    if row is None:
+        raise NotFound(f"There is no mailing {mailing_id}.")
+    return _orders(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +71,10 @@ class Claimed:
     mark: int
     done: int
     late: int
+    orders: Orders | None = field(default=None, compare=False)  # of its mailing; not for one that was adopted
 
 
-def _claimed(row: asyncpg.Record) -> Claimed:
+def _claimed(row: asyncpg.Record, orders: Orders | None = None) -> Claimed:
     ids = row["ids"]
     return Claimed(
         id=row["id"],
@@ -50,6 +87,7 @@ def _claimed(row: asyncpg.Record) -> Claimed:
         mark=row["mark"],
         done=row["done"],
         late=row["late"],
+        orders=orders,
     )
 
 
@@ -75,17 +113,22 @@ async def claim(
             ORDER BY priority DESC, id <= $2, id
         ), due AS MATERIALIZED (
             SELECT picked.id FROM turn CROSS JOIN LATERAL ({due}) picked LIMIT $4
+        ), claimed AS (
+            UPDATE batches SET owner = (SELECT nextval('claims')), replica = $1
+            FROM due WHERE batches.id = due.id
+            RETURNING batches.*
         )
-        UPDATE batches SET owner = (SELECT nextval('claims')), replica = $1
-        FROM due WHERE batches.id = due.id
-        RETURNING batches.*
+        -- one by one: a join may become one of the whole table
+        SELECT * FROM claimed CROSS JOIN LATERAL (
+            SELECT {_ORDERS} FROM mailings m WHERE m.id = claimed.mailing_id LIMIT 1
+        ) orders
         """,
         replica,
         after,
         list(busy),
         limit,
     )
-    return [_claimed(row) for row in rows]
+    return [_claimed(row, _orders(row)) for row in rows]
 
 
 async def seconds_to_next(db: Db) -> float | None:

@@ -13,9 +13,9 @@ from notifier.delivery.clock import Clock
 from notifier.delivery.limits import Limits
 from notifier.delivery.recorder import Recorder
 from notifier.delivery.sender import FEWEST, STRIDE, Job, Sender, View, Work
-from notifier.models import Filter, Mailing, MailingStatus, OnUnknown, Standing
+from notifier.models import OnUnknown, Standing
 from notifier.storage import queue
-from notifier.storage.queue import BATCH_SIZE, Claimed, Loaded
+from notifier.storage.queue import BATCH_SIZE, Claimed, Loaded, Orders
 
 NOW = datetime.now(UTC)
 NOTHING = cast("Any", None)
@@ -71,25 +71,15 @@ def test_what_is_sent_next_begins_anew(sender: Sender) -> None:
 
 
 def view(mailing_id: int, priority: int = 0) -> View:
-    mailing = Mailing(
-        id=mailing_id,
-        name=None,
+    orders = Orders(
+        version=1,
+        priority=priority,
+        window=None,
         text="Hi",
         text_version=1,
-        filter=Filter(),
-        starts_at=NOW,
         ends_at=NOW + timedelta(hours=1),
-        window=None,
-        priority=priority,
-        status=MailingStatus.RUNNING,
-        status_reason=None,
-        audience=9_999,
-        planned=True,
-        version=1,
-        created_at=NOW,
-        updated_at=NOW,
     )
-    return View(mailing, ZoneInfo("UTC"))
+    return View(mailing_id, orders, ZoneInfo("UTC"))
 
 
 def claimed(sender: Sender, view: View, *, seq: int = 1, size: int = BATCH_SIZE) -> int:

@@ -57,6 +57,7 @@ async def test_a_claimed_batch_is_ours_and_says_what_it_holds(db: Pool) -> None:
         "waiting",
     )
     assert (batch.mark, batch.done, batch.late) == (0, 0, 0)
+    assert batch.orders == await queue.orders(db, mailing_id)
     (row,) = await batches_of(db, mailing_id)
     assert (row["owner"], row["replica"]) == (batch.owner, ME)
     assert await queue.claim(db, PEER, after=0) == []

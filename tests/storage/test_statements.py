@@ -82,6 +82,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
     await audience.count(db, Filter(tags=["vip"]))
     for retries in (False, True):
         await queue.claim(db, ME, after=0, retries=retries)
+    await queue.orders(db, mailing_id)
     await mailings.get(db, mailing_id)
     await mailings.page(db, status=None, before=None, limit=5)
     for ids in (None, [mailing_id]):
@@ -99,6 +100,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
         "audience.unplanned",
         "audit._finding",
         "queue.claim",
+        "queue.orders",
         "mailings.create",
         "mailings.get",
         "mailings.page",
