@@ -67,6 +67,7 @@ class Gateway:
         """Close all connections."""
         if self._tidying is not None:
             self._tidying.cancel()
+        self._idle.clear()
         await self._connector.close()
 
     async def __aenter__(self) -> Self:
@@ -82,11 +83,14 @@ class Gateway:
         deadline = self._loop.time() + self._timeout
         try:
             wire = self._reused() or await self._opened()
+        except Exception as error:  # whatever a stranger's server makes a library do
+            return _unsent(error)
+        try:
             response = await wire.request(request, deadline)
             if wire.reusable:
                 self._keep(wire)
             return classify(response)
-        except Exception as error:  # whatever a stranger's server makes a library do
+        except Exception as error:
             return classify_error(error)
 
     def _reused(self) -> Wire | None:
@@ -100,6 +104,9 @@ class Gateway:
         return None
 
     def _keep(self, wire: Wire) -> None:
+        if self._connector.closed:
+            wire.close()
+            return
         self._idle.append((wire, self._loop.time()))
         if self._tidying is None:
             self._tidying = self._loop.call_later(KEEP_ALIVE, self._tidy)
@@ -112,10 +119,7 @@ class Gateway:
         self._tidying = self._loop.call_later(KEEP_ALIVE, self._tidy) if self._idle else None
 
     async def _opened(self) -> Wire:
-        try:
-            return Wire(await self._connector.connect(self._target, [], self._connect_timeout))
-        except TimeoutError as error:
-            raise aiohttp.ConnectionTimeoutError from error
+        return Wire(await self._connector.connect(self._target, [], self._connect_timeout))
 
 
 def classify(response: Response) -> Answer:
@@ -198,16 +202,8 @@ _MISCONFIGURED = {
 
 
 def classify_error(error: Exception) -> Answer:
-    """What was raised instead of an answer: surely not sent only where no connection came about."""
+    """What was raised instead of an answer to a request that was written, at least in part."""
     detail = _words(f"{type(error).__name__}: {error}")
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return Answer(Outcome.UNAVAILABLE, Reason.DNS, None, detail)
-    if isinstance(error, aiohttp.ClientSSLError):
-        return Answer(Outcome.UNAVAILABLE, Reason.TLS, None, detail)
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return Answer(Outcome.UNAVAILABLE, Reason.CONNECT_TIMEOUT, None, detail)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return Answer(Outcome.UNAVAILABLE, Reason.REFUSED, None, detail)
     if isinstance(error, asyncio.TimeoutError):
         return Answer(Outcome.UNKNOWN, Reason.TIMEOUT, None, detail)
     if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
@@ -215,6 +211,22 @@ def classify_error(error: Exception) -> Answer:
     if isinstance(error, aiohttp.ClientError | HttpProcessingError | zlib.error | ValueError):
         return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, None, detail)
     return Answer(Outcome.UNKNOWN, Reason.INTERNAL_ERROR, None, detail)
+
+
+def _unsent(error: Exception) -> Answer:
+    """What was raised instead of a connection: surely nothing was sent."""
+    detail = _words(f"{type(error).__name__}: {error}")
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return Answer(Outcome.UNAVAILABLE, Reason.DNS, None, detail)
+    if isinstance(error, aiohttp.ClientSSLError):
+        return Answer(Outcome.UNAVAILABLE, Reason.TLS, None, detail)
+    if isinstance(error, asyncio.TimeoutError):
+        return Answer(Outcome.UNAVAILABLE, Reason.CONNECT_TIMEOUT, None, detail)
+    if isinstance(error, ValueError):  # a name that is none
+        return Answer(Outcome.UNAVAILABLE, Reason.DNS, None, detail)
+    if isinstance(error, aiohttp.ClientConnectionError | OSError):
+        return Answer(Outcome.UNAVAILABLE, Reason.REFUSED, None, detail)
+    return Answer(Outcome.UNAVAILABLE, Reason.INTERNAL_ERROR, None, detail)
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:

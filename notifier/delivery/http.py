@@ -35,20 +35,18 @@ class Wire(asyncio.Protocol):
         self._connection = connection
         self._opener = connection.protocol
         self._transport = connection.transport
-        self._parser: HttpResponseParser | None = HttpResponseParser(
-            self,  # type: ignore[arg-type]  # of a protocol it needs no more than is here
-            self._loop,
-            BODY_LIMIT // 2,  # at twice of which it calls `pause_reading`
-            payload_exception=aiohttp.ClientPayloadError,
-            read_until_eof=True,
-            auto_decompress=False,
-        )
+        self._parser: HttpResponseParser | None = None
         self._waiter: asyncio.Future[Response] | None = None
         self._head: RawResponseMessage | None = None
         self._body: aiohttp.StreamReader | None = None
         self._too_large = False
-        self.reusable = False  # whether another request may follow
+        self._kept_alive = False  # and nothing is left of the last answer
         self._transport.set_protocol(self)
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may follow."""
+        return self._kept_alive and not self._transport.is_closing()
 
     async def request(self, data: bytes, deadline: float) -> Response:
         """Send a whole request and return its response; ``deadline`` as the loop's time.
@@ -56,23 +54,33 @@ class Wire(asyncio.Protocol):
         Whatever is raised, the connection is closed: TimeoutError, aiohttp.ClientError (broken off),
         aiohttp.http.HttpProcessingError (not HTTP), OSError, CancelledError.
         """
-        self.reusable = False
-        self._head = self._body = None
+        self._kept_alive = False
+        # A new one each time: it keeps trailers for the headers of its next answer.
+        self._parser = HttpResponseParser(
+            self,  # type: ignore[arg-type]  # of a protocol it needs no more than is here
+            self._loop,
+            BODY_LIMIT // 2,  # at twice of which it calls `pause_reading`
+            payload_exception=aiohttp.ClientPayloadError,
+            read_until_eof=True,
+            auto_decompress=False,
+        )
         self._waiter = self._loop.create_future()
         timer = self._loop.call_at(deadline, self._give_up)
         try:
             self._transport.write(data)
-            return await self._waiter
+            response: Response = await self._waiter
+            return response
         except BaseException:
             self.close()
             raise
         finally:
             timer.cancel()
+            # All of them know us, or this frame: what they hold would wait for the collector of cycles.
+            self._waiter = self._parser = self._head = self._body = None
 
     def close(self) -> None:
-        """Close the connection at once, and forget what it brought."""
-        self.reusable = False
-        self._body = None
+        """Close the connection at once."""
+        self._kept_alive = False
         self._transport.abort()
         self._connection.close()
 
@@ -83,7 +91,7 @@ class Wire(asyncio.Protocol):
         self._too_large = True
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """A body is read when it is whole, so nothing waits for this."""
+        """Some of the body was read; it never pauses for that."""
 
     # ---- called by the loop --------------------------------------------------------------------------------------
 
@@ -93,7 +101,7 @@ class Wire(asyncio.Protocol):
             self.close()
             return
         try:
-            messages, upgraded, _ = self._parser.feed_data(data)
+            messages, _, _ = self._parser.feed_data(data)
         except Exception as error:  # not HTTP, or chunks that are none
             self._fail(error)
             return
@@ -108,23 +116,23 @@ class Wire(asyncio.Protocol):
         if self._too_large:
             self._finish(None)
         elif self._head is not None and self._body is not None and self._body.is_eof():
-            self.reusable = not (self._head.should_close or upgraded or unasked)
+            spent = self._head.should_close or self._head.code == 101
+            self._kept_alive = not (spent or unasked or _has_begun_another(self._parser))
             self._finish(self._body.read_nowait())
 
     def eof_received(self) -> None:
         """Nothing more comes: have the connection closed."""
+        self._kept_alive = False
 
     def connection_lost(self, error: Exception | None) -> None:
         """Whatever is missing will not come; a body without a length ends here."""
-        self.reusable = False
+        self._kept_alive = False
         self._connection.close()
         self._opener.connection_lost(error)
-        # It knows us: all that a connection held would wait for the collector of cycles, which comes rarely.
-        parser, self._parser = self._parser, None
-        if self._waiter is None or self._waiter.done() or parser is None:
+        if self._waiter is None or self._waiter.done() or self._parser is None:
             return
         try:
-            parser.feed_eof()
+            self._parser.feed_eof()
         except Exception as broken:
             error = error or aiohttp.ClientPayloadError(str(broken))
         if error is None and self._body is not None and self._body.is_eof():
@@ -138,11 +146,11 @@ class Wire(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             assert self._head is not None
             self._waiter.set_result(Response(self._head.code, self._head.headers, body))
-        if not self.reusable:
+        if not self._kept_alive:
             self.close()
 
     def _fail(self, error: Exception) -> None:
-        """An error after a status but 200 changes nothing."""
+        """Once another status than 200 is known, no error changes it."""
         if self._head is not None and self._head.code != 200:
             self._finish(None)
         elif self._waiter is not None and not self._waiter.done():
@@ -155,3 +163,11 @@ class Wire(asyncio.Protocol):
     def _enough(self, waiter: asyncio.Future[Response]) -> None:
         if waiter is self._waiter:
             self._finish(None)
+
+
+def _has_begun_another(parser: HttpResponseParser) -> bool:
+    """Whether bytes of a second head follow the answer; between two messages the end of all is no event."""
+    try:
+        return parser.feed_eof() is not None
+    except Exception:
+        return True

@@ -49,7 +49,9 @@ class Planner:
                 self._ahead = None
             await self._store(await audience.choose(self._db, mailing, FIRST, self._due_at))
             return 0.0
-        slice_, self._ahead = self._ahead or await self._choose(None), None
+        slice_, self._ahead = self._ahead, None
+        if slice_ is None:
+            slice_ = await self._choose(None)
         if slice_ is None:
             return 1.0
         stored, ahead = await asyncio.gather(self._store(slice_), self._choose(slice_), return_exceptions=True)
@@ -78,7 +80,7 @@ class Planner:
     async def _store(self, slice_: Slice) -> bool:
         """Give a slice its ids and write it; False when its mailing was changed or planned on meanwhile."""
         ids = self._ids
-        if len(ids) < len(slice_):
+        if len(ids) < slice_.size:
             first_id = await audience.take_ids(self._db, BLOCK)
             ids = range(first_id, first_id + BLOCK)
         self._ids = range(0)  # until it is known which of them were written
@@ -87,9 +89,9 @@ class Planner:
         except Stale:
             self._ids = ids
             return False
-        self._ids = ids[len(slice_) :]
+        self._ids = ids[slice_.size :]
         if slice_.clients:
-            telemetry.PLANNED.inc(len(slice_))
+            telemetry.PLANNED.inc(slice_.size)
             self._on_batches()
         return True
 

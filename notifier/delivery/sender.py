@@ -307,8 +307,9 @@ class Sender:
             assert batch.orders is not None
             telemetry.CLAIMS.inc()
             self._last_mailing = batch.mailing_id
-            view = views.setdefault(batch.mailing_id, View(batch.mailing_id, batch.orders, self._default_zone))
-            self.works[batch.id] = Work(batch, view)
+            if batch.mailing_id not in views:
+                views[batch.mailing_id] = View(batch.mailing_id, batch.orders, self._default_zone)
+            self.works[batch.id] = Work(batch, views[batch.mailing_id])
 
     def _pick(self, room: int) -> list[Stride]:
         """Strides to load next: higher priority first, mailings in turn, of each its retries and then the oldest claim.

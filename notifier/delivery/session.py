@@ -125,7 +125,10 @@ class Session:
         connection, self._connection = self._connection, None
         self._forget()
         with suppress(*AWAY):
-            if not connection.is_closed():  # raises for one that the pool has taken back
-                connection.remove_termination_listener(self._terminated)
+            closed = connection.is_closed()  # raises for one that the pool has taken back
+            connection.remove_termination_listener(self._terminated)
+            if closed:
+                connection.terminate()  # broken just now, it may still have our ears; the pool would warn of them
+            else:
                 await connection.close()
             await self._db.release(connection)

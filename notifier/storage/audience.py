@@ -55,7 +55,9 @@ class Slice:
     cursor: int
     done: bool
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """How many clients it has: none where no client of many matches."""
         return sum(map(len, self.clients.values()))
 
 

@@ -544,8 +544,12 @@ async def test_a_late_refusal_goes_into_the_books_and_on(world: World) -> None:
 
 async def test_stop_finishes_what_is_in_flight_and_gives_the_rest_back(world: World) -> None:
     mailing = await running(world)
+    world.simulator.script(latency=400)  # so that what is in flight is not over by itself
+    seen = len(world.simulator.entries())
+    await poll_until(lambda: len(world.simulator.entries()) >= seen + 10)
     first = world.schedulers.pop(0)
     await first.stop(10)
+    world.simulator.script()
     counts = await world.counts(mailing)
     assert counts.keys() == {"sent", "waiting"}
     assert (await world.outcomes(mailing))["unknown"] == 0
@@ -838,7 +842,7 @@ async def test_a_record_counts_as_heard_when_its_news_is_read(world: World, monk
         raise OSError("away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(mailings, "get", away)
+        patched.setattr(queue, "orders", away)
         with pytest.raises(OSError, match="away"):
             await engine.sender.settle([edited], before + 1)
     assert engine.sender.confirmed == before

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import zlib
+from contextlib import suppress
 
 import aiohttp
 import orjson
@@ -65,7 +67,6 @@ def test_success_is_a_rule_on_the_body() -> None:
     ("error", "reason"),
     [
         (ssl.SSLError("in the middle"), Reason.RESET),
-        (aiohttp.ConnectionTimeoutError(), Reason.CONNECT_TIMEOUT),
         (TimeoutError(), Reason.TIMEOUT),
         (aiohttp.ServerDisconnectedError(), Reason.RESET),
         (ConnectionResetError(), Reason.RESET),
@@ -75,9 +76,36 @@ def test_success_is_a_rule_on_the_body() -> None:
 )
 def test_what_is_raised_has_a_reason(error: Exception, reason: Reason) -> None:
     answer = classify_error(error)
-    assert answer.reason is reason
-    surely_not_sent = reason is Reason.CONNECT_TIMEOUT
-    assert answer.outcome is (Outcome.UNAVAILABLE if surely_not_sent else Outcome.UNKNOWN)
+    assert (answer.outcome, answer.reason) == (Outcome.UNKNOWN, reason)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://nowhere.invalid", Reason.DNS),
+        ("http://127.1", Reason.DNS),
+        (f"http://{'x' * 64}.example", Reason.DNS),
+        ("http://127.0.0.1:1", Reason.REFUSED),
+    ],
+)
+async def test_where_no_connection_comes_about_nothing_was_sent(url: str, reason: Reason) -> None:
+    async with Gateway("default", url, "t", timeout=5) as gateway:
+        answer = await gateway.send(1, 79160000000, b'"x"')
+    assert (answer.outcome, answer.reason, answer.status_code) == (Outcome.UNAVAILABLE, reason, None)
+
+
+async def test_a_connection_that_takes_too_long_was_not_used() -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        with socket.create_connection(address), socket.socket() as second:  # its queue of one is taken
+            second.setblocking(False)
+            with suppress(BlockingIOError):
+                second.connect(address)
+            async with Gateway("default", f"http://127.0.0.1:{address[1]}", "t", timeout=0.5) as gateway:
+                answer = await gateway.send(1, 79160000000, b'"x"')
+    assert (answer.outcome, answer.reason) == (Outcome.UNAVAILABLE, Reason.CONNECT_TIMEOUT)
 
 
 @pytest.mark.parametrize(

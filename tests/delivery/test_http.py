@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import ssl
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import trustme
 
 from notifier.delivery.gateway import Answer, Gateway
+from notifier.delivery.http import Wire
 from notifier.models import Outcome, Reason
 from tests.conftest import poll_until
 
@@ -111,9 +113,11 @@ async def test_a_connection_is_used_again() -> None:
         [b'HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\n{"code":0}'],
         [b'HTTP/1.1 200 OK\r\n\r\n{"co', b'de":0}', FIN],
         [OK + OK],
+        [OK + OK[:10]],
+        [OK + b"HT"],
         [OK, FIN],
     ],
-    ids=["told to close", "HTTP/1.0", "until its end", "two answers", "closed after it"],
+    ids=["told to close", "HTTP/1.0", "until its end", "two answers", "one and a half", "a letter", "closed after it"],
 )
 async def test_a_connection_that_cannot_be_used_again_is_not(first: list[bytes]) -> None:
     async with serving(first, [OK]) as (server, gateway):
@@ -122,6 +126,46 @@ async def test_a_connection_that_cannot_be_used_again_is_not(first: list[bytes])
             await poll_until(lambda: server.open == 0)
         assert (await send(gateway)).outcome is Outcome.ACCEPTED
     assert [number for number, _ in server.requests] == [0, 1]
+
+
+async def test_trailers_are_not_headers_of_the_next_answer() -> None:
+    chunked = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n{"code":0}\r\n0\r\n'
+    scripts = [
+        [chunked + b"Retry-After: 999\r\n\r\n"],
+        [b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"],
+        [chunked + b"Content-Encoding: gzip\r\n\r\n"],
+        [OK],
+    ]
+    async with serving(*scripts) as (server, gateway):
+        answers = [await send(gateway) for _ in scripts]
+    assert [answer.outcome.value for answer in answers] == ["accepted", "throttled", "accepted", "accepted"]
+    assert answers[1].retry_after is None
+    assert {number for number, _ in server.requests} == {0}
+
+
+async def test_a_connection_is_not_used_from_the_moment_its_end_is_seen() -> None:
+    """The loop hears of the end a turn before the connection is closed; what is written then is lost."""
+    async with serving([OK], [OK]) as (server, gateway):
+        await send(gateway)
+        wire, _ = gateway._idle[0]
+        wire.eof_received()
+        assert (await send(gateway)).outcome is Outcome.ACCEPTED
+    assert [number for number, _ in server.requests] == [0, 1]
+
+
+async def test_what_was_closed_is_gone_without_the_collector_of_cycles() -> None:
+    """It comes rarely, and a connection may hold as much as a body may have."""
+    broken = [[FIN], [OK[:-3], FIN], [b"nonsense\r\n\r\n"], [OK.replace(b"10", b"70000") + b"x" * 69_990]]
+    async with serving(*broken * 5) as (server, gateway):
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(len(broken) * 5):
+                await send(gateway)
+            await poll_until(lambda: server.open == 0)
+            await poll_until(lambda: len([thing for thing in gc.get_objects() if type(thing) is Wire]) <= 1)
+        finally:
+            gc.enable()
 
 
 async def test_what_nobody_asked_for_closes_the_connection() -> None:
@@ -147,6 +191,7 @@ async def test_what_nobody_asked_for_closes_the_connection() -> None:
         ([b"HTTP/1.1 200 OK\r\n" + b"X-Long: %b\r\n" % (b"x" * 9_000)], Reason.BAD_ANSWER),
         ([b"HTTP/1.1 200 OK\r\n" + b"X-Many: 1\r\n" * 200], Reason.BAD_ANSWER),
         ([b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"], Reason.BAD_ANSWER),
+        ([b"HTTP/1.1 101 Switching Protocols\r\n\r\n"], Reason.BAD_ANSWER),
         ([b"HTTP/1.1 204 No Content\r\n\r\n"], Reason.BAD_ANSWER),
         ([OK.replace(b"10", b"70000") + b"x" * 69_990], Reason.BAD_ANSWER),
         ([OK.replace(b"10", b"70000"), b"x" * 66_000], Reason.BAD_ANSWER),

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from notifier.delivery.planner import STALE, Planner
+from notifier.models import Filter
 from notifier.storage import audience, mailings
 from notifier.storage.database import Pool
 from tests.storage.scenes import books, insert_clients
@@ -122,6 +123,20 @@ async def test_mailings_take_turns_and_who_has_just_begun_is_first(
     assert turns[:4] == [(one, 2), (high, 1), (low, 1), (two, 2)]
     assert sorted(turns[4:]) == [(one, 1), (two, 1), (low, 2), (high, 2)]
     assert not await books(db)
+
+
+async def test_a_mailing_that_finds_nobody_for_long_has_its_turns(
+    db: Pool, planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for all, a client a slice; beside it one whose filter matches nobody, two clients looked at in a slice."""
+    monkeypatch.setattr("notifier.delivery.planner.NEXT", 1)
+    monkeypatch.setattr(audience, "SCANNED", 2)
+    clients = await insert_clients(db, 8)
+    for_all, for_nobody = await insert_begun(db), await insert_begun(db, Filter(tags=["nobody"]))
+    for _ in range(6):
+        assert await planner.poll() == 0.0
+    cursors = {mailing.id: mailing.cursor for mailing in await audience.unplanned(db)}
+    assert cursors == {for_all: clients[2], for_nobody: clients[5]}
 
 
 async def test_a_mailing_that_both_begins_and_is_found_is_planned_once(db: Pool, planner: Planner) -> None:

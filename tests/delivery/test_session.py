@@ -78,6 +78,15 @@ async def test_a_connection_that_is_cut_is_made_again_and_a_young_one_shows_noth
         assert not any(isinstance(free, set) for free in seen)
 
 
+async def test_a_connection_that_broke_a_moment_ago_goes_back_without_its_ears(db: Pool) -> None:
+    """The driver has seen its end and has not tidied it up yet; a pool warns of whoever hands listeners on."""
+    async with a_session(db, await registered(db, "one")) as own:
+        await held(own)
+        own._connection._con._protocol.abort()
+        await own.close()
+        await held(own)
+
+
 async def test_a_connection_that_cannot_listen_is_not_kept(db: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     add_listener, tries = asyncpg.Connection.add_listener, 0
 

@@ -47,7 +47,7 @@ async def plan(db: Db, mailing_id: int, size: int, due_at: Any = at_once) -> tup
     """Plan one slice: how many messages it has, and whether the audience is complete."""
     mailing = await waiting(db, mailing_id)
     slice_ = await plan_slice(db, mailing, size, await audience.take_ids(db, size), due_at)
-    return len(slice_), slice_.done
+    return slice_.size, slice_.done
 
 
 async def plan_all(db: Db, mailing_id: int, size: int) -> list[int]:
