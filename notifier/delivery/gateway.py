@@ -23,6 +23,9 @@ from notifier.models import Outcome, Reason
 CONNECT_TIMEOUT = 3.0  # seconds for name, TCP and TLS together; a gateway that takes longer is away
 KEEP_ALIVE = 15.0  # seconds; under the idle timeouts of usual proxies, so that they do not close under our hands
 DETAIL_LIMIT = 300  # characters of a gateway's words that are kept
+# Seconds. A request was lost on a connection that was used before: the gateway may close them without a word, so each
+# request has its own for so long, twice as long each time, until a second one on a connection is answered.
+APART = (5.0, 300.0)
 RETRY_AFTER = (1.0, 3600.0)  # seconds; what a Retry-After is clamped to
 
 
@@ -56,6 +59,7 @@ class Gateway:
         self._target = aiohttp.ClientRequest("POST", base, loop=self._loop)
         self._idle: deque[tuple[Wire, float]] = deque()  # since when, by the loop's time; the last used at the end
         self._tidying: asyncio.TimerHandle | None = None
+        self._apart, self._apart_until = APART[0], 0.0
         self._start = f"POST {base.raw_path}".encode()
         self._headers = (
             f" HTTP/1.1\r\nHost: {base.host_port_subcomponent}\r\nAuthorization: Bearer {token}\r\n"
@@ -81,17 +85,23 @@ class Gateway:
         body = b'{"id":%d,"phone":%d,"text":%b}' % (message_id, phone, text)
         request = b"%b%d%b%d\r\n\r\n%b" % (self._start, message_id, self._headers, len(body), body)
         deadline = self._loop.time() + self._timeout
+        reused = self._reused()
         try:
-            wire = self._reused() or await self._opened()
+            wire = reused or await self._opened()
         except Exception as error:  # whatever a stranger's server makes a library do
             return _unsent(error)
         try:
             response = await wire.request(request, deadline)
+            if reused:
+                self._apart = APART[0]
             if wire.reusable:
                 self._keep(wire)
             return classify(response)
         except Exception as error:
-            return classify_error(error)
+            answer = classify_error(error)
+            if reused and answer.reason is Reason.RESET:
+                self._keep_apart()
+            return answer
 
     def _reused(self) -> Wire | None:
         """The connection that was used last, so that what is not needed grows old."""
@@ -104,12 +114,19 @@ class Gateway:
         return None
 
     def _keep(self, wire: Wire) -> None:
-        if self._connector.closed:
+        if self._connector.closed or self._loop.time() < self._apart_until:
             wire.close()
             return
         self._idle.append((wire, self._loop.time()))
         if self._tidying is None:
             self._tidying = self._loop.call_later(KEEP_ALIVE, self._tidy)
+
+    def _keep_apart(self) -> None:
+        if self._loop.time() >= self._apart_until:  # else it is one of those that were under way together
+            self._apart_until = self._loop.time() + self._apart
+            self._apart = min(APART[1], self._apart * 2)
+        while self._idle:
+            self._idle.pop()[0].close()
 
     def _tidy(self) -> None:
         """Close what was idle for long, or was closed by the gateway."""

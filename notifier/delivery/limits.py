@@ -10,12 +10,16 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
+import structlog
+
 from notifier import telemetry
 from notifier.delivery.clock import Clock
 from notifier.delivery.gateway import Answer
 from notifier.models import BreakerState, GatewayState, Outcome, Reason
 from notifier.storage import gateways, queue
 from notifier.storage.database import Db
+
+log = structlog.get_logger(__name__)
 
 # Failures in a row that open the breaker: ten do not happen by chance to a gateway that works.
 TRIP_AFTER = 10
@@ -143,6 +147,7 @@ class Limits:
             return self._note_failure(answer, probe)
         self._failures = 0
         if probe:
+            log.info("the gateway answers again", gateway=self.name)
             self.probing = False
             self.breaker = BreakerState.CLOSED
             self._tell(lambda: gateways.close_breaker(self._db, self.name))
@@ -153,6 +158,8 @@ class Limits:
         outage = self.breaker is not BreakerState.CLOSED
         self._failures = 0 if outage else self._failures + 1
         if probe or self._failures >= TRIP_AFTER:
+            if not outage:
+                log.warning("the gateway is out of order; one request tries it now and then", gateway=self.name)
             self.probing, self._failures = False, 0
             self.breaker, self._retry_at = BreakerState.OPEN, float("inf")  # until the row says when
             self._tell(lambda: gateways.open_breaker(self._db, self.name))
@@ -173,6 +180,8 @@ class Limits:
         del self._errors[: -gateways.LAST_ERRORS]
         if answer.outcome is Outcome.THROTTLED:
             seconds = answer.retry_after
+            if not self._throttled:
+                log.warning("the gateway is throttling", gateway=self.name, retry_after=seconds)
             self._throttled = True
             self._paused_until = max(self._paused_until, self._clock.latest(time.monotonic()) + (seconds or 1))
             self._tell(lambda: gateways.throttle(self._db, self.name, seconds, started))
@@ -186,6 +195,7 @@ class Limits:
 
     def _misconfigured(self, reason: Reason) -> None:
         if self._state is GatewayState.RUNNING:
+            log.error("the gateway refuses us; nothing is sent until it is resumed", gateway=self.name, reason=reason)
             self._state = GatewayState.MISCONFIGURED
             self._tell(lambda: gateways.misconfigured(self._db, self.name, reason))
 

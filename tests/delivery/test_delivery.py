@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, time, timedelta
 from functools import partial
@@ -1083,6 +1084,31 @@ async def test_one_mailing_that_cannot_be_planned_does_not_stop_the_others(
     await world.mailing()
     other = await world.mailing()
     await world.until(other, sent=3)
+
+
+async def test_the_log_tells_what_the_gateway_does(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of order and back, throttling, refusing: a line each, however many requests say so."""
+    monkeypatch.setattr(gateways, "OPEN_SECONDS", 0.1)
+    world.simulator.script(
+        {"match": {"attempt": 1}, "times": 12, "do": {"kind": "status", "status": 503}},
+        {"match": {"attempt": 1}, "times": 2, "do": {"kind": "status", "status": 429, "headers": {"Retry-After": "1"}}},
+        {"match": {"text_contains": "token"}, "do": {"kind": "status", "status": 401}},
+    )
+    with structlog.testing.capture_logs() as entries:
+        await world.clients(30)
+        await world.replica()
+        await world.until(await world.mailing(), sent=30)
+        await world.mailing(text="token")
+
+        async def refused() -> bool:
+            return bool((await gateways.get(world.db, "default")).state == "misconfigured")
+
+        await poll_until(refused)
+    said = Counter(entry["event"].partition(";")[0] for entry in entries if entry["event"].startswith("the gateway"))
+    assert said["the gateway is out of order"] >= 1
+    assert said["the gateway answers again"] >= 1
+    assert said["the gateway is throttling"] in (1, 2)
+    assert said["the gateway refuses us"] == 1
 
 
 async def test_only_the_probes_answer_closes_an_open_breaker(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,19 @@ async def test_a_connection_is_not_used_from_the_moment_its_end_is_seen() -> Non
     assert [number for number, _ in server.requests] == [0, 1]
 
 
+async def test_after_a_loss_on_a_used_connection_each_request_has_its_own_for_a_while() -> None:
+    """Some gateways close after an answer without saying so; what was just written then never arrives."""
+    async with serving([OK], [FIN], [OK], [OK], [OK], [OK], [OK], [FIN]) as (server, gateway):
+        reasons = [(await send(gateway)).reason for _ in range(4)]
+        assert reasons == [None, Reason.RESET, None, None]
+        gateway._apart_until = 0.0  # the while is over
+        assert gateway._apart == 10.0
+        reasons = [(await send(gateway)).reason for _ in range(4)]
+        assert reasons == [None, None, None, Reason.RESET]
+        assert gateway._apart == 10.0  # the third was answered, so it began anew
+    assert [number for number, _ in server.requests] == [0, 0, 1, 2, 3, 3, 3, 3]
+
+
 async def test_what_was_closed_is_gone_without_the_collector_of_cycles() -> None:
     """It comes rarely, and a connection may hold as much as a body may have."""
     broken = [[FIN], [OK[:-3], FIN], [b"nonsense\r\n\r\n"], [OK.replace(b"10", b"70000") + b"x" * 69_990]]
