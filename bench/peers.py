@@ -1,9 +1,9 @@
 """Messages a second beside job queues that others made, each at its best settings found: the same requests.
 
 They are the extra `peers`; `make bench ONLY=peers` installs it. A peer's rate is from its first request to its last
-answer, as ours. PgQueuer and Procrastinate run in the same process, on a durable database of the same kind, with aiohttp's
-session as fast as it goes (`bench/plain.py`) and as many requests at once; Celery has processes of its own, Redis, and a synchronous client
-with keep-alive that has one request under way in each. Medians of a few rounds.
+answer, as ours. PgQueuer and Procrastinate run in the same process, on a durable database of the same kind, with
+aiohttp's session as fast as it goes (`bench/plain.py`) and as many requests at once; Celery has processes of its own,
+Redis, and a synchronous client with keep-alive that has one request under way in each. Medians of a few rounds.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ async def pgqueuer(url: str, dsn: str, messages: int) -> float:
     """Messages a second of PgQueuer, which claims in batches and writes what is done in batches.
 
     Its tables are logged, its commits synchronous, and three rows a message stay in its log: queued, picked, successful
-    (1,570 bytes of WAL a message from claim to log). A session tuned like that, uvloop and the product's settings of the
-    garbage collector are more than its users have by themselves. On two cores shared with other work: 2,730 with all
-    three, 2,080 without the last, 1,970 with session and JSON as usual, 1,500 without uvloop too. A bare loop with that
-    session and without a database sends 1.3 to 1.7 times as many as the first.
+    (1,570 bytes of WAL a message from claim to log). A session tuned like that, uvloop and the product's settings of
+    the garbage collector are more than its users have by themselves. On two cores shared with other work: 2,730 with
+    all three, 2,080 without the last, 1,970 with session and JSON as usual, 1,500 without uvloop too. A bare loop with
+    that session and without a database sends 1.3 to 1.7 times as many as the first.
 
     A claim is committed before its requests, as our mark is. What a killed process had claimed is all done again once
     its heartbeat is old (30 s), started or not, uncounted and without a limit: of 256 claimed at a kill -9, 191 had

@@ -19,6 +19,8 @@ from notifier.storage.database import Db
 # The first slice is small, so that the first message leaves soon; the others are as large as a lock of a mailing's row
 # for about a tenth of a second allows.
 FIRST, NEXT = 500, 5_000
+# And it looks so many times for somebody in it, before the others have their turn.
+LOOKS = 10
 # Ids taken at once; what a slice leaves is for the next one, of whatever mailing.
 BLOCK = 20_000
 # Somebody else plans the same mailing, or it was changed: look again after so many seconds.
@@ -33,21 +35,20 @@ class Planner:
         self._default_zone = default_zone
         self._on_batches = on_batches
         self._fresh: list[Unplanned] = []  # just begun, by priority
+        self._begun: set[int] = set()  # whose first slice was tried
         self._ahead: Slice | None = None  # chosen while the slice before it was written
         self._last = 0  # whose turn it was
         self._ids = range(0)  # taken, and not given to messages yet
 
     def begin(self, begun: list[Unplanned]) -> None:
         """Take in mailings that have just begun: their first slices are next."""
-        self._fresh = sorted(self._fresh + begun, key=lambda mailing: (-mailing.priority, mailing.id))
+        fresh = [mailing for mailing in begun if mailing.id not in self._begun]
+        self._fresh = sorted(self._fresh + fresh, key=_by_priority)
 
     async def poll(self) -> float:
         """Write one slice of the mailing whose turn it is, and choose the next one meanwhile; 0 while there is more."""
         if self._fresh:
-            mailing = self._fresh.pop(0)
-            if self._ahead is not None and self._ahead.mailing.id == mailing.id:
-                self._ahead = None
-            await self._store(await audience.choose(self._db, mailing, FIRST, self._due_at))
+            await self._store(await self._first(self._fresh.pop(0)))
             return 0.0
         slice_, self._ahead = self._ahead, None
         if slice_ is None:
@@ -64,6 +65,16 @@ class Planner:
             return 0.0
         return STALE
 
+    async def _first(self, mailing: Unplanned) -> Slice:
+        self._begun.add(mailing.id)  # before the work: one that always fails must not keep the others waiting
+        slice_ = await audience.choose(self._db, mailing, FIRST, self._due_at)
+        for _ in range(LOOKS - 1):
+            if slice_.size or slice_.done:
+                break
+            rest = replace(mailing, cursor=slice_.cursor)
+            slice_ = replace(await audience.choose(self._db, rest, FIRST, self._due_at), mailing=mailing)
+        return slice_
+
     async def _choose(self, after: Slice | None) -> Slice | None:
         """The next slice of the mailing whose turn it is, ``after`` taken as written; None when all is planned."""
         waiting = {mailing.id: mailing for mailing in await audience.unplanned(self._db)}
@@ -73,7 +84,11 @@ class Planner:
                 del waiting[after.mailing.id]
         if not waiting:
             return None
-        # Noted before the work: a mailing that always fails must not keep the others waiting.
+        self._begun &= waiting.keys()
+        if fresh := sorted((m for m in waiting.values() if m.id not in self._begun), key=_by_priority):
+            self._fresh = [mailing for mailing in self._fresh if mailing.id != fresh[0].id]
+            return await self._first(fresh[0])
+        # Before the work here too.
         self._last = min(waiting, key=lambda mailing_id: (mailing_id <= self._last, mailing_id))
         return await audience.choose(self._db, waiting[self._last], NEXT, self._due_at)
 
@@ -97,3 +112,7 @@ class Planner:
 
     def _due_at(self, now: datetime, window: Window, timezone: str | None) -> datetime:
         return windows.opens_at(now, window, windows.zone(timezone, self._default_zone)).astimezone(UTC)
+
+
+def _by_priority(mailing: Unplanned) -> tuple[int, int]:
+    return -mailing.priority, mailing.id

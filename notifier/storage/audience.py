@@ -122,13 +122,17 @@ async def choose(
     matching, parameters = matches(mailing.filter, 5)
     clients = await db.fetch(
         f"""
-        WITH scanned AS MATERIALIZED (
-            SELECT * FROM clients WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3
+        WITH bound AS MATERIALIZED (
+            -- how far this look goes; NULL to the end
+            SELECT (SELECT id FROM clients WHERE id > $1 AND id <= $2 ORDER BY id OFFSET $3 - 1 LIMIT 1) AS id
+        ), chosen AS MATERIALIZED (
+            SELECT c.id, c.timezone FROM clients c
+            WHERE c.id > $1 AND c.id <= coalesce((SELECT id FROM bound), $2) AND {matching}
+            ORDER BY c.id LIMIT $4
         )
-        (SELECT c.id, c.timezone FROM scanned c WHERE {matching} ORDER BY c.id LIMIT $4)
+        SELECT id, timezone FROM chosen
         UNION ALL
-        -- the last row says how far the scan came; NULL when it found nobody
-        SELECT max(id), CASE WHEN count(*) < $3 THEN 'end' END FROM scanned
+        SELECT coalesce(id, $2), CASE WHEN id IS NULL THEN 'end' END FROM bound
         """,
         mailing.cursor,
         mailing.horizon,
@@ -136,7 +140,7 @@ async def choose(
         size,
         *parameters,
     )
-    *chosen, (scanned_to, at_end) = clients
+    *chosen, (looked_to, at_end) = clients
     full = len(chosen) == size
     groups: dict[datetime, list[int]] = {}
     due: dict[str | None, datetime] = {}
@@ -144,8 +148,8 @@ async def choose(
         if timezone not in due:
             due[timezone] = due_at(mailing.now, mailing.window, timezone) if mailing.window else mailing.now
         groups.setdefault(due[timezone], []).append(client_id)
-    cursor = chosen[-1]["id"] if full else scanned_to
-    return Slice(mailing, groups, mailing.cursor if cursor is None else cursor, at_end is not None and not full)
+    cursor = chosen[-1]["id"] if full else looked_to
+    return Slice(mailing, groups, cursor, at_end is not None and not full)
 
 
 async def store(db: Db, slice_: Slice, first_id: int) -> None:

@@ -108,7 +108,7 @@ async def test_what_was_chosen_ahead_of_a_slice_that_was_not_written_is_forgotte
 async def test_mailings_take_turns_and_who_has_just_begun_is_first(
     db: Pool, planner: Planner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two known by looking, with two slices each; then two that begin, the later one of a higher priority."""
+    """Two found by looking, with two slices each; then two that begin, the later one of a higher priority."""
     monkeypatch.setattr("notifier.delivery.planner.FIRST", 1)
     monkeypatch.setattr("notifier.delivery.planner.NEXT", 2)
     await insert_clients(db, 3)
@@ -120,8 +120,8 @@ async def test_mailings_take_turns_and_who_has_just_begun_is_first(
         pass
     rows = await db.fetch("SELECT mailing_id, size FROM batches ORDER BY first_id")
     turns = [(row["mailing_id"], row["size"]) for row in rows]
-    assert turns[:4] == [(one, 2), (high, 1), (low, 1), (two, 2)]
-    assert sorted(turns[4:]) == [(one, 1), (two, 1), (low, 2), (high, 2)]
+    assert turns[:4] == [(one, 1), (high, 1), (low, 1), (two, 1)]
+    assert turns[4:] == [(one, 2), (two, 2), (low, 2), (high, 2)]
     assert not await books(db)
 
 
@@ -129,7 +129,8 @@ async def test_a_mailing_that_finds_nobody_for_long_has_its_turns(
     db: Pool, planner: Planner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One for all, a client a slice; beside it one whose filter matches nobody, two clients looked at in a slice."""
-    monkeypatch.setattr("notifier.delivery.planner.NEXT", 1)
+    for name in ("FIRST", "NEXT", "LOOKS"):
+        monkeypatch.setattr(f"notifier.delivery.planner.{name}", 1)
     monkeypatch.setattr(audience, "SCANNED", 2)
     clients = await insert_clients(db, 8)
     for_all, for_nobody = await insert_begun(db), await insert_begun(db, Filter(tags=["nobody"]))
@@ -137,6 +138,28 @@ async def test_a_mailing_that_finds_nobody_for_long_has_its_turns(
         assert await planner.poll() == 0.0
     cursors = {mailing.id: mailing.cursor for mailing in await audience.unplanned(db)}
     assert cursors == {for_all: clients[2], for_nobody: clients[5]}
+
+
+async def test_who_has_just_begun_looks_on_until_somebody_is_found(
+    db: Pool, planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clients are looked at at once; of seven the sixth matches one filter, and nobody the other."""
+    monkeypatch.setattr(audience, "SCANNED", 2)
+    await insert_clients(db, 5)
+    (match,) = await insert_clients(db, 1, tags=["vip"])
+    (last,) = await insert_clients(db, 1)
+    vip, nobody = [(await create(db, filter=Filter(tags=[tag]))).id for tag in ("vip", "nobody")]
+    planner.begin(await audience.begin_due(db))
+    assert await planner.poll() == 0.0
+    assert len(await ids_of(db, vip)) == 1
+    assert (await audience.unplanned(db))[0].cursor in (0, match)
+    assert await planner.poll() == 0.0
+    assert {mailing.id: mailing.cursor for mailing in await audience.unplanned(db)} == {vip: match}
+    assert (await mailings.get(db, nobody)).planned
+    assert await db.fetchval("SELECT cursor FROM mailings WHERE id = $1", nobody) == last
+    while await planner.poll() == 0.0:
+        pass
+    assert not await books(db)
 
 
 async def test_a_mailing_that_both_begins_and_is_found_is_planned_once(db: Pool, planner: Planner) -> None:
@@ -150,6 +173,6 @@ async def test_a_mailing_that_both_begins_and_is_found_is_planned_once(db: Pool,
     assert await planner.poll() == 0.0
     assert await planner.poll() == 1.0
     planner.begin(begun)
-    assert await planner.poll() == 0.0
+    assert await planner.poll() == 1.0
     assert [len(await ids_of(db, mailing)) for mailing in (busy, late)] == [3, 3]
     assert not await books(db)
