@@ -17,5 +17,4 @@ def rows(_: str) -> Iterator[Row]:
     with slow_gateway() as url:
         for connections, messages in SIZES:
             question = f"the same, {connections:,} connections, {LATENCY * 1000:.0f} ms an answer"
-            ratio, ours, baseline = beside(bare, url, messages, connections)
-            yield question, f"{ours:,.0f}", f"{baseline:,.0f}", f"{ratio:.2f}", f"{TARGET:.2f}", ratio >= TARGET
+            yield beside(bare, url, question, messages, connections, TARGET)

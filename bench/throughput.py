@@ -162,22 +162,21 @@ async def engine(url: str, dsn: str, messages: int = MESSAGES, connections: int 
             await db.close()
 
 
-def beside(loop: Loop, url: str, messages: int, connections: int) -> tuple[float, float, float]:
-    """Ratio, engine and loop: the median of a few rounds, each beside the runs of the loop before and after it."""
+def beside(loop: Loop, url: str, question: str, messages: int, connections: int, target: float) -> Row:
+    """A row of the table: the median of a few rounds, each beside the runs of the loop before and after it."""
     with a_database() as dsn:
         baselines, figures = [uvloop.run(loop(url, messages, connections))], []
         for _ in range(ROUNDS):
             figures.append(uvloop.run(engine(url, dsn, messages, connections)))
             baselines.append(uvloop.run(loop(url, messages, connections)))
     around = [(before + after) / 2 for before, after in pairwise(baselines)]
-    return sorted((f / b, f, b) for f, b in zip(figures, around, strict=True))[ROUNDS // 2]
+    ratio, ours, baseline = sorted((f / b, f, b) for f, b in zip(figures, around, strict=True))[ROUNDS // 2]
+    return question, f"{ours:,.0f}", f"{baseline:,.0f}", f"{ratio:.2f}", f"{target:.2f}", ratio >= target
 
 
 def rows(url: str) -> Iterator[Row]:
     """Yield the rows of the table."""
     question = f"messages a second, {CONNECTIONS} connections, of a bare loop"
-    ratio, ours, baseline = beside(bare, url, MESSAGES, CONNECTIONS)
-    yield question, f"{ours:,.0f}", f"{baseline:,.0f}", f"{ratio:.2f}", f"{TARGET:.2f}", ratio >= TARGET
-    ratio, ours, baseline = beside(own, url, MESSAGES, CONNECTIONS)
+    yield beside(bare, url, question, MESSAGES, CONNECTIONS, TARGET)
     question = "the same, of a bare loop over the engine's HTTP"
-    yield question, f"{ours:,.0f}", f"{baseline:,.0f}", f"{ratio:.2f}", f"{TARGET_OWN:.2f}", ratio >= TARGET_OWN
+    yield beside(own, url, question, MESSAGES, CONNECTIONS, TARGET_OWN)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, time
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 INT64_MAX = 2**63 - 1
 
@@ -232,6 +232,11 @@ class Window:
 
     start: time
     end: time
+
+    @classmethod
+    def between(cls, start: time | None, end: time | None) -> Self | None:
+        """A window from how it is stored; None where no hours are set."""
+        return None if start is None or end is None else cls(start, end)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,9 +79,10 @@ class Planner:
         """The next slice of the mailing whose turn it is, ``after`` taken as written; None when all is planned."""
         waiting = {mailing.id: mailing for mailing in await audience.unplanned(self._db)}
         if after is not None and after.mailing.id in waiting:
-            waiting[after.mailing.id] = replace(waiting[after.mailing.id], cursor=after.cursor)
             if after.done:
                 del waiting[after.mailing.id]
+            else:
+                waiting[after.mailing.id] = replace(waiting[after.mailing.id], cursor=after.cursor)
         if not waiting:
             return None
         self._begun &= waiting.keys()

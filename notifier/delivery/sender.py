@@ -25,7 +25,7 @@ from notifier.delivery import backoff, windows
 from notifier.delivery.clock import Clock
 from notifier.delivery.gateway import Answer, Gateway
 from notifier.delivery.limits import Limits
-from notifier.errors import NotFound, Stale
+from notifier.errors import Stale
 from notifier.models import MailingStatus, OnUnknown, Outcome, Reason, Standing
 from notifier.storage import queue
 from notifier.storage.database import Db
@@ -638,10 +638,11 @@ class Sender:
                 self._add(work, _books(work, message.id, Outcome.NOT_STARTED, Reason.RELEASED, at, due_at))
 
     async def _refresh(self, view: View) -> None:
-        try:
-            view.set(await queue.orders(self._db, view.id))
-        except NotFound:  # deleted: its status says so with every record
+        orders = await queue.orders(self._db, view.id)
+        if orders is None:  # deleted: its status says so with every record
             view.version = -1
+        else:
+            view.set(orders)
 
     def release(self, work: Work, reason: Reason) -> None:
         """Give back what was not started: the marked with a ledger row that says so, the rest with the next record."""

@@ -69,7 +69,7 @@ def _unplanned(row: asyncpg.Record) -> Unplanned:
         id=row["id"],
         priority=row["priority"],
         filter=Filter.from_json(row["filter"]),
-        window=None if row["window_from"] is None else Window(row["window_from"], row["window_to"]),
+        window=Window.between(row["window_from"], row["window_to"]),
         cursor=row["cursor"],
         horizon=row["horizon"],
         now=row["now"],
@@ -125,12 +125,12 @@ async def choose(
         WITH bound AS MATERIALIZED (
             -- how far this look goes; NULL to the end
             SELECT (SELECT id FROM clients WHERE id > $1 AND id <= $2 ORDER BY id OFFSET $3 - 1 LIMIT 1) AS id
-        ), chosen AS MATERIALIZED (
+        )
+        (
             SELECT c.id, c.timezone FROM clients c
             WHERE c.id > $1 AND c.id <= coalesce((SELECT id FROM bound), $2) AND {matching}
             ORDER BY c.id LIMIT $4
         )
-        SELECT id, timezone FROM chosen
         UNION ALL
         SELECT coalesce(id, $2), CASE WHEN id IS NULL THEN 'end' END FROM bound
         """,

@@ -43,7 +43,7 @@ def _mailing(row: asyncpg.Record) -> Mailing:
         filter=Filter.from_json(row["filter"]),
         starts_at=row["starts_at"],
         ends_at=row["ends_at"],
-        window=Window(row["window_from"], row["window_to"]) if row["window_from"] is not None else None,
+        window=Window.between(row["window_from"], row["window_to"]),
         priority=row["priority"],
         status=MailingStatus(row["status"]),
         status_reason=row["status_reason"],

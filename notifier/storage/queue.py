@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import asyncpg
 
-from notifier.errors import NotFound, Stale
+from notifier.errors import Stale
 from notifier.models import MailingStatus, Outcome, Reason, Standing, Window
 from notifier.storage.database import Db
 
@@ -42,19 +42,17 @@ def _orders(row: asyncpg.Record) -> Orders:
     return Orders(
         version=row["version"],
         priority=row["priority"],
-        window=None if row["window_from"] is None else Window(row["window_from"], row["window_to"]),
+        window=Window.between(row["window_from"], row["window_to"]),
         text=row["text"],
         text_version=row["text_version"],
         ends_at=row["ends_at"],
     )
 
 
-async def orders(db: Db, mailing_id: int) -> Orders:
-    """The orders of a mailing at this moment. Raises NotFound, also for a deleted one."""
+async def orders(db: Db, mailing_id: int) -> Orders | None:
+    """The orders of a mailing at this moment; None when it was deleted."""
     row = await db.fetchrow(f"SELECT {_ORDERS} FROM mailings m WHERE id = $1 AND deleted_at IS NULL", mailing_id)
-    if row is None:
-        raise NotFound(f"There is no mailing {mailing_id}.")
-    return _orders(row)
+    return None if row is None else _orders(row)
 
 
 @dataclass(frozen=True, slots=True)

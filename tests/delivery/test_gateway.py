@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import ssl
 import zlib
@@ -15,6 +14,7 @@ import pytest
 from notifier.delivery.gateway import Answer, Gateway, classify_body, classify_error, classify_status, parse_retry_after
 from notifier.models import Outcome, Reason
 from notifier.simulator import Simulator
+from tests.delivery.test_http import FIN, send, serving
 
 NOW = 1_800_000_000.0  # Fri, 15 Jan 2027 08:00:00 GMT
 
@@ -123,15 +123,9 @@ async def test_an_encoded_body_is_decoded_though_none_was_asked_for(encoding: st
         packer = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
         body = packer.compress(body) + packer.flush()
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\n\r\n" % encoding.encode() + body)
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with Gateway("default", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "t", timeout=5) as gateway:
-        assert (await gateway.send(1, 79160000000, b'"x"')).outcome is outcome
-    server.close()
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\n\r\n" % encoding.encode()
+    async with serving([head + body, FIN]) as (_, gateway):
+        assert (await send(gateway)).outcome is outcome
 
 
 async def test_the_request_is_as_agreed() -> None:
@@ -142,24 +136,6 @@ async def test_the_request_is_as_agreed() -> None:
         (entry,) = simulator.entries()
         assert (entry.id, entry.phone, entry.text) == (2**53 + 1, 79161234567, "Привет «мир»\n\U0001f600")
         assert entry.authorized
-
-
-async def _answered(*parts: bytes) -> Answer:
-    """What becomes of an answer in these bytes, after which the connection is held open."""
-    held = asyncio.Event()
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.writelines(parts)
-        await held.wait()
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with Gateway("default", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "t", timeout=30) as gateway:
-        found = await gateway.send(1, 79160000000, b'"x"')
-    held.set()
-    server.close()
-    return found
 
 
 @pytest.mark.parametrize(
@@ -179,5 +155,6 @@ async def test_a_refusal_s_words_are_kept_and_change_nothing(
 ) -> None:
     if b"never" in body:
         monkeypatch.setattr("notifier.delivery.http.REST_TIMEOUT", 0.05)
-    answer = await _answered(b"HTTP/1.1 400 Bad Request\r\n" + body)
+    async with serving([b"HTTP/1.1 400 Bad Request\r\n" + body]) as (_, gateway):
+        answer = await send(gateway)
     assert answer == Answer(Outcome.REJECTED, Reason.REJECTED, 400, detail)
