@@ -3,10 +3,10 @@ WORKDIR /build
 RUN python -m venv /venv
 # Dependencies change seldom: their layer is made from the metadata alone. The package itself is taken out again, so
 # that there is one copy of the code, the one in /app.
-COPY setup.cfg pyproject.toml constraints.txt ./
+COPY setup.cfg setup.py pyproject.toml constraints.txt ./
 COPY notifier/__init__.py notifier/
 RUN /venv/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt . \
- && /venv/bin/pip uninstall --yes notifier
+ && /venv/bin/pip uninstall --yes notifier-server
 
 FROM python:3.12-slim
 RUN useradd --uid 10001 --home-dir /app --shell /usr/sbin/nologin notifier \

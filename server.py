@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from notifier.__main__ import main
 
 if __name__ == "__main__":
-    try:
-        from notifier.cli import main  # here, since it takes a second
-
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    main()

@@ -21,7 +21,7 @@ import structlog
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from notifier import __version__, telemetry
+from notifier import __version__, install, telemetry
 from notifier.delivery.gateway import Gateway
 from notifier.delivery.scheduler import Scheduler
 from notifier.errors import NotifierError, SettingsError
@@ -68,7 +68,7 @@ def told(*, failed: int = 1, stopped: int = 1) -> Iterator[None]:
     except SettingsError as error:
         for line in error.errors:
             click.echo(f"error: {line}", err=True)
-        click.echo("nothing was started; see: server.py config check", err=True)
+        click.echo(f"nothing was started; see: {install.program()} config check", err=True)
         sys.exit(2)
     except PortTaken as error:
         click.echo(f"error: {error}", err=True)

@@ -1,4 +1,4 @@
-"""The command line: `server.py --help` lists it."""
+"""The command line: `server.py --help`, or `notifier --help` where it is installed, lists it."""
 
 from __future__ import annotations
 

@@ -71,11 +71,13 @@ class Running(NamedTuple):
 
 
 @contextmanager
-def started(place: Path, name: str = "serve", *arguments: str, **settings: str) -> Iterator[Running]:
+def started(
+    place: Path, name: str = "serve", *arguments: str, python: str | Path = sys.executable, **settings: str
+) -> Iterator[Running]:
     said = place / f"{name}.txt"
     with said.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, *(arguments or (str(SERVER), "serve"))],
+            [python, *(arguments or (str(SERVER), "serve"))],
             env=environment(place, **settings),
             cwd=place,
             stdout=file,

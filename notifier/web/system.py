@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import tornado.web
 
-from notifier import telemetry
+from notifier import install, telemetry
 from notifier.web.base import Base, operation
 
-STATIC = Path(__file__).resolve().parents[2] / "static"
+STATIC = install.assets("static")
 # Swagger UI sets styles by script and draws its icons from data: URLs.
 DOCS_CSP = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
@@ -20,6 +19,7 @@ from zoneinfo import ZoneInfo
 import tornado.web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from notifier import install
 from notifier.errors import Conflict, Invalid, NotFound, PhoneTaken, Stale
 from notifier.models import Status
 from notifier.storage import idempotency
@@ -28,7 +28,7 @@ from notifier.web import base, schemas
 from notifier.web.base import PUBLIC, Base, Caller, Forbidden, Unauthorized, path_value, problem_of
 from notifier.web.pages import words
 
-TEMPLATES = Path(__file__).resolve().parents[3] / "templates"
+TEMPLATES = install.assets("templates")
 # Pico draws its arrows and ticks from data: URLs.
 CSP = (
     "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
