@@ -29,6 +29,7 @@ from notifier.models import Filter, OnUnknown, Outcome
 from notifier.storage import mailings
 from notifier.storage.database import Pool, create_pool, migrate
 from notifier.storage.embedded import running
+from notifier.storage.installation import Hold
 
 MESSAGES = 30_000
 ROUNDS = 3
@@ -105,6 +106,7 @@ def a_scheduler(db: Pool, gateway: Gateway | None, concurrency: int) -> Schedule
         timeout=15,
         policy=OnUnknown.RETRY,
         default_zone=ZoneInfo("UTC"),
+        hold=Hold(db, None),
     )
 
 

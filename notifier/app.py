@@ -28,6 +28,7 @@ from notifier.errors import NotifierError, SettingsError
 from notifier.models import OnUnknown
 from notifier.settings import Settings, secret_key
 from notifier.storage import database, embedded, replicas
+from notifier.storage.installation import Hold
 from notifier.web.base import SERVER, Context, GatewayDefaults, bootstrap_token
 from notifier.web.routes import ROUTES, make_application
 from notifier.web.system import Health, Metrics, Ready
@@ -160,7 +161,13 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
                 "SECRET_KEY is not that of the replica that started last: give all the same one, or nobody stays"
                 " logged in; if it is a new one, start the others again with it"
             )
-        scheduler = None if settings.role == "api" else await _scheduler(stack, settings, dsn)
+        hold = Hold(web_db, settings.instance)
+        if (why := await database.patiently(hold.begin, say=log.warning)) is not None:
+            log.warning(
+                f"this database looks like a copy: {why}; nothing is sent until it is released, with the command"
+                " `release` or the button in the admin pages"
+            )
+        scheduler = None if settings.role == "api" else await _scheduler(stack, settings, dsn, hold)
 
         async def ready() -> str | None:
             if draining:
@@ -170,7 +177,9 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
             except database.AWAY as error:
                 return f"the database is away: {str(error) or type(error).__name__}"
 
-        server = HTTPServer(make_application(_context(settings, web_db, scheduler, ready), _routes(settings)), **SERVER)
+        server = HTTPServer(
+            make_application(_context(settings, web_db, scheduler, hold, ready), _routes(settings)), **SERVER
+        )
         server.add_sockets(sockets)
         stack.push_async_callback(server.close_all_connections)
         stack.callback(server.stop)
@@ -212,7 +221,7 @@ async def _pool(stack: AsyncExitStack, settings: Settings, dsn: str, part: str, 
     return pool
 
 
-async def _scheduler(stack: AsyncExitStack, settings: Settings, dsn: str) -> Scheduler:
+async def _scheduler(stack: AsyncExitStack, settings: Settings, dsn: str, hold: Hold) -> Scheduler:
     gateway = None
     if settings.gateway_url is None:
         log.warning("GATEWAY_URL is not set: mailings wait")
@@ -228,15 +237,21 @@ async def _scheduler(stack: AsyncExitStack, settings: Settings, dsn: str) -> Sch
         timeout=settings.gateway_timeout,
         policy=OnUnknown(settings.gateway_on_unknown),
         default_zone=ZoneInfo(settings.default_timezone),
+        hold=hold,
         pause_all=settings.pause_all,
     )
 
 
 def _context(
-    settings: Settings, db: database.Pool, scheduler: Scheduler | None, ready: Callable[[], Awaitable[str | None]]
+    settings: Settings,
+    db: database.Pool,
+    scheduler: Scheduler | None,
+    hold: Hold,
+    ready: Callable[[], Awaitable[str | None]],
 ) -> Context:
     return Context(
         db=db,
+        hold=hold,
         wake=scheduler.wake if scheduler else lambda: None,
         tokens=bootstrap_token(settings.bootstrap_token),
         secret_key=secret_key(settings),

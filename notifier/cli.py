@@ -16,7 +16,7 @@ from notifier import __version__, app, settings, simulator
 from notifier.demo import command as demo
 from notifier.errors import NotifierError, SettingsError
 from notifier.storage import audit as checks
-from notifier.storage import database, embedded
+from notifier.storage import database, embedded, installation
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,6 +72,40 @@ def _as_it_is(loaded: settings.Settings) -> Iterator[str]:
     else:
         asyncio.run(database.wait_until_up(loaded.database_url, say=lambda word: click.echo(word, err=True)))
         yield loaded.database_url
+
+
+@main.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def release(yes: bool) -> None:
+    """Let a database send that looks like a copy.
+
+    A database that was restored or cloned sends nothing by itself: what was sent since it was copied would be sent
+    again. This tells its replicas, running ones too, that it is the one to send from.
+    """
+    with app.told():
+        loaded = settings.Settings.load()
+        app.configure_logging(loaded)
+        with _as_it_is(loaded) as dsn:
+            app.run(_release(dsn, loaded, sure=yes or not sys.stdin.isatty()))
+
+
+async def _release(dsn: str, loaded: settings.Settings, *, sure: bool) -> None:
+    async with await database.create_pool(
+        dsn, size=1, application_name="notifier-release", statement_cache=loaded.database_statement_cache
+    ) as db:
+        await database.check(db, durable=False)
+        found = await installation.read(db, loaded.instance)
+        if found is None or found.difference is None:
+            click.echo("nothing to release: this database is not held")
+            return
+        open_mailings, waiting = await installation.would_send(db)
+        click.echo(f"this database looks like a copy: {found.difference}")
+        click.echo(f"it was in use there since {found.noted_at:%Y-%m-%d %H:%M} UTC")
+        click.echo(f"open mailings: {open_mailings}; messages that would be sent: {waiting}")
+        if not sure:
+            click.confirm("Release it, so that its replicas send?", abort=True)
+        await installation.release(db, loaded.instance)
+        click.echo("released: its replicas send")
 
 
 @main.command()

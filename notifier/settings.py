@@ -92,6 +92,12 @@ def _switch(text: str) -> bool:
     raise ValueError(f"{text!r} is neither 0 nor 1")
 
 
+def _name(text: str) -> str:
+    if len(text) > 64 or not text.isprintable() or text != text.strip():
+        raise ValueError("is not a name; give 1 to 64 printable characters, like production")
+    return text
+
+
 def _path(text: str) -> Path:
     if "\0" in text:
         raise ValueError("is not a path")
@@ -201,6 +207,11 @@ class Settings:
     data_dir: Path = _setting(_path, Path(".data"), "home of the embedded database")
     host: str = _setting(_text, "127.0.0.1", "address to listen on")
     port: int = _setting(_whole(0, 65_535), 8080, "port to listen on; 0 takes a free one")
+    instance: str | None = _setting(
+        _name,
+        None,
+        "name of this installation; a database that another one used last sends nothing until it is released",
+    )
     role: Role = _setting(
         _choice("all", "api", "worker"),
         "all",

@@ -109,7 +109,7 @@ def closed() -> str:
 def test_help_lists_the_commands(tmp_path: Path) -> None:
     ended = run(tmp_path, "--help")
     assert ended.returncode == 0
-    for command in ("serve", "demo", "gateway", "migrate", "audit", "config"):
+    for command in ("serve", "demo", "gateway", "migrate", "audit", "release", "config"):
         assert f"\n  {command} " in ended.stdout
 
 
@@ -182,6 +182,21 @@ def test_audit(tmp_path: Path, dsn: str) -> None:
     assert lines[0] == "ok mailings_over 11"
     assert "BREACH audience 11 1 2 3 4 5 6 7 8 9 10 …" in lines
     assert [line.split()[1] for line in lines if not line.startswith("ok ")] == ["texts_kept", "audience"]
+
+
+def test_a_copy_of_the_database_is_released(tmp_path: Path, dsn: str) -> None:
+    # a database that was last used in another cluster, and has no mailing
+    with psycopg.connect(dsn, autocommit=True) as database:
+        database.execute("INSERT INTO installation (system_identifier, database_oid) VALUES (1, 1)")
+    given = {"DATABASE_URL": dsn, "SECRET_KEY": KEY}
+    released = run(tmp_path, "release", **given)
+    assert released.returncode == 0, released.stderr
+    assert "another PostgreSQL cluster" in released.stdout
+    assert "open mailings: 0; messages that would be sent: 0" in released.stdout
+    assert released.stdout.endswith("released: its replicas send\n")
+    assert run(tmp_path, "release", **given).stdout == "nothing to release: this database is not held\n"
+    other = run(tmp_path, "release", "--yes", **given, INSTANCE="a name\nin two lines")
+    assert (other.returncode, "INSTANCE: is not a name" in other.stderr) == (2, True)
 
 
 def test_an_audit_that_cannot_run(tmp_path: Path, empty_dsn: str, dsn: str) -> None:

@@ -53,6 +53,7 @@ def test_everything_given() -> None:
         "DEFAULT_TIMEZONE": "Europe/Moscow",
         "LOG_LEVEL": "WARNING",
         "LOG_FORMAT": "json",
+        "INSTANCE": "production",
         "PAUSE_ALL": "1",
         "SHUTDOWN_GRACE": "3",
     }

@@ -26,6 +26,7 @@ from notifier.delivery.session import Session
 from notifier.models import OnUnknown, Outcome, Reason
 from notifier.storage import audience, clients, idempotency, mailings, queue, replicas
 from notifier.storage.database import AWAY, Db, Pool, transaction
+from notifier.storage.installation import Hold
 from notifier.storage.queue import Claimed, Owned, Report, Result
 
 log = structlog.get_logger(__name__)
@@ -182,7 +183,7 @@ class Scheduler:
     """One replica's engine. Without ``gateway`` mailings begin and are planned, and wait.
 
     ``concurrency`` is requests in flight, ``rate`` messages a second over all replicas (0: no limit), ``timeout``
-    seconds for a request; ``pause_all`` sends nothing.
+    seconds for a request; ``pause_all`` sends nothing, ``hold`` nothing until it is released.
     """
 
     def __init__(
@@ -196,9 +197,11 @@ class Scheduler:
         timeout: float,
         policy: OnUnknown,
         default_zone: ZoneInfo,
+        hold: Hold,
         pause_all: bool = False,
     ) -> None:
         self._db = db
+        self._hold = hold
         self._name = name
         self._gateway = gateway
         self._settings = (concurrency, rate, timeout)
@@ -232,11 +235,26 @@ class Scheduler:
             "session": self._session.poll,
         }
         if self._gateway is not None and not self._pause_all:
-            polls |= self._sending(self._gateway)
-        self._loops = {name: Loop(name, poll) for name, poll in polls.items()}
-        for loop in self._loops.values():
-            loop.start()
+            if await self._hold.reason() is None:
+                polls |= self._sending(self._gateway)
+            else:
+                polls["hold"] = self._held
+        self._start_loops(polls)
         log.info("the scheduler runs", replica=self.replica, gateway=bool(self._gateway), pause_all=self._pause_all)
+
+    def _start_loops(self, polls: dict[str, Callable[[], Awaitable[float]]]) -> None:
+        loops = {name: Loop(name, poll) for name, poll in polls.items()}
+        self._loops |= loops
+        for loop in loops.values():
+            loop.start()
+
+    async def _held(self) -> float:
+        """Begin to send once the database, which looks like a copy, is released."""
+        if self.sender is None and await self._hold.reason() is None:
+            assert self._gateway is not None
+            log.info("the database is released: sending begins")
+            self._start_loops(self._sending(self._gateway))
+        return NET if self.sender is None else PURGE_EVERY
 
     def _sending(self, gateway: Gateway) -> dict[str, Callable[[], Awaitable[float]]]:
         concurrency, rate, timeout = self._settings
@@ -256,7 +274,7 @@ class Scheduler:
 
     def wake(self) -> None:
         """Something was created or changed: look at once."""
-        for name in ("lifecycle", "planner", "limits", "recorder"):
+        for name in ("lifecycle", "planner", "limits", "recorder", "hold"):
             self._wake(name)
         self._look()
 

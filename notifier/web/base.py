@@ -37,6 +37,7 @@ from notifier import errors, telemetry
 from notifier.models import INT64_MAX
 from notifier.storage import idempotency
 from notifier.storage.database import AWAY, Db, Pool, transaction
+from notifier.storage.installation import Hold
 from notifier.web import schemas
 
 SERVER: Mapping[str, Any] = {
@@ -125,10 +126,12 @@ class GatewayDefaults:
 class Context:
     """The parts that handlers use.
 
-    ``wake`` tells the scheduler to look at once. ``ready`` says why requests should go elsewhere, or None.
+    ``wake`` tells the scheduler to look at once. ``hold`` says whether the database looks like a copy. ``ready`` says
+    why requests should go elsewhere, or None.
     """
 
     db: Pool
+    hold: Hold
     wake: Callable[[], None]
     tokens: TokenCheck
     secret_key: str

@@ -34,6 +34,8 @@ async def shown(db: Db, context: Context, found: Sequence[Mailing]) -> list[Mail
         reasons = {mailing.id: "gateway_unconfigured" for mailing in awaiting}
     elif context.pause_all:
         reasons = {mailing.id: "paused_by_settings" for mailing in silent}
+    elif silent and await context.hold.reason() is not None:
+        reasons = {mailing.id: "held_as_copy" for mailing in silent}
     elif windows := [mailing.id for mailing in silent if mailing.window and mailing.audience]:
         reasons = dict.fromkeys(await queue.hours_open_at(db, windows), "window")
     return [replace(m, status_reason=reasons[m.id]) if m.id in reasons else m for m in found]

@@ -109,6 +109,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("/admin/gateways/{name}", pages.gateways.OneGateway, read_write("gateways", "GET", "POST")),
     Route("/admin/gateways/{name}/{verb}", pages.gateways.GatewayAction, read_write("gateways", "POST")),
+    Route("/admin/release", pages.release.Release, {"GET": "gateways:write", "POST": "gateways:write"}),
     Route("/admin/{path}", pages.Nowhere, PUBLIC_GET),
     Route("/docs", system.Redirect, PUBLIC_GET, {"to": "/docs/"}),
     Route("/docs/", system.Docs, PUBLIC_GET),

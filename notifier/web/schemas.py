@@ -765,8 +765,9 @@ class MailingOut(Schema):
         allow_none=True,
         metadata={
             "description": "How it ended: `completed`, `ended`. What a scheduled or running one waits for: "
-            "`gateway_unconfigured`, `gateway_paused`, `gateway_misconfigured`, `paused_by_settings`, `window` (the "
-            "local hours of all that are left)."
+            "`gateway_unconfigured`, `gateway_paused`, `gateway_misconfigured`, `paused_by_settings`, `held_as_copy` "
+            "(the database was last used elsewhere and is not released), `window` (the local hours of all that are "
+            "left)."
         },
     )
     audience = fields.Integer(required=True, metadata={"description": "Messages planned so far."})

@@ -19,6 +19,7 @@ from notifier.models import Filter, Mailing, Message, OnUnknown, Status
 from notifier.simulator import Simulator
 from notifier.storage import audit, mailings, messages, statistics
 from notifier.storage.database import Pool
+from notifier.storage.installation import Hold
 from tests.conftest import poll_until
 
 
@@ -79,6 +80,7 @@ class World:
             "timeout": 1.0,
             "policy": OnUnknown.RETRY,
             "pause_all": False,
+            "hold": Hold(self.db, None),
         }
         options |= given
         gateway = Gateway("default", options.pop("url", self.simulator.url), "token", timeout=options["timeout"])

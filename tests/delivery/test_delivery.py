@@ -21,6 +21,7 @@ from notifier.errors import Conflict
 from notifier.models import Filter, Mailing, MailingStatus, OnUnknown, Outcome, Standing, Status, Window
 from notifier.storage import audience, clients, gateways, ledger, mailings, messages, queue
 from notifier.storage.audience import Unplanned
+from notifier.storage.installation import Hold
 from tests.conftest import poll_until
 from tests.delivery.conftest import World
 
@@ -926,6 +927,20 @@ async def test_pause_all_sends_nothing(world: World) -> None:
     await world.until(mailing, waiting=3)
     await asyncio.sleep(0.2)
     assert world.simulator.entries() == []
+
+
+async def test_a_copy_of_the_database_sends_nothing_until_it_is_released(world: World) -> None:
+    await Hold(world.db, "production").begin()
+    hold = Hold(world.db, "staging")
+    assert await hold.begin()
+    await world.clients(3)
+    scheduler = await world.replica(hold=hold)
+    mailing = await world.mailing()
+    await world.until(mailing, waiting=3)
+    assert scheduler.sender is None
+    assert world.simulator.entries() == []
+    await Hold(world.db, "staging").release()
+    await world.until(mailing, sent=3)
 
 
 def test_bucket_and_late_tokens_are_within_the_allowance() -> None:

@@ -17,6 +17,7 @@ from tornado.ioloop import IOLoop
 from tornado.testing import bind_unused_port
 
 from notifier.storage.database import Pool
+from notifier.storage.installation import Hold
 from notifier.web.base import SERVER, Application, Context, GatewayDefaults, bootstrap_token
 from notifier.web.routes import make_application
 
@@ -117,6 +118,7 @@ def make_api(io_loop: IOLoop, db: Pool) -> Iterator[MakeApi]:
 
         context = Context(
             db=db,
+            hold=Hold(db, None),
             wake=lambda: woken.append(None),
             tokens=bootstrap_token(TOKEN),
             secret_key="a secret of the tests, 32 characters",

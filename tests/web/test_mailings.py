@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from notifier.models import MailingStatus
-from notifier.storage import gateways
+from notifier.storage import gateways, installation
 from notifier.storage.database import Pool
+from notifier.storage.installation import Hold
 from notifier.web.base import GatewayDefaults
 from tests.web.conftest import Api, MakeApi
 
@@ -288,6 +289,10 @@ async def test_what_a_mailing_waits_for_is_said(make_api: MakeApi, db: Pool) -> 
 
     assert await reason(api) is None
     assert await reason(make_api(pause_all=True)) == "paused_by_settings"
+    copied = Hold(db, "staging")
+    await installation.release(db, "production")
+    assert await copied.begin()
+    assert await reason(make_api(hold=copied)) == "held_as_copy"
     await gateways.pause(db, "default")
     assert await reason(api) == "gateway_paused"
     await gateways.resume(db, "default")

@@ -18,10 +18,11 @@ from notifier import models
 from notifier.errors import Invalid, Problem
 from notifier.models import Status
 from notifier.storage.database import Pool
+from notifier.storage.installation import Hold
 from notifier.web import schemas
 from notifier.web.base import Caller, digest_of
 from notifier.web.pages import words
-from notifier.web.pages.base import Form, Progress, as_text, read_time, several, show_time
+from notifier.web.pages.base import HOME, Form, Progress, as_text, read_time, several, show_time
 from notifier.web.routes import ROUTES
 from tests.storage.test_messages import insert_attempts, insert_clients, insert_everything, insert_mailing, insert_slice
 from tests.web.conftest import TOKEN, Api, MakeApi
@@ -589,6 +590,22 @@ async def test_why_a_mailing_waits_is_said_in_words(make_api: MakeApi) -> None:
     assert "paused by its settings (PAUSE_ALL)" in (await browser.get(path)).text
     await browser.press("/admin/gateways/default", "/admin/gateways/default/pause")
     assert "Waits: the gateway is paused." in (await browser.get(path)).text
+
+
+async def test_a_copy_of_the_database_is_released_with_a_button(make_api: MakeApi, db: Pool) -> None:
+    await Hold(db, "production").begin()
+    hold = Hold(db, "staging")
+    await hold.begin()
+    api = make_api(hold=hold)
+    browser = await Browser(api).log_in()
+    path = (await browser.send(text="a", audience="everybody")).location
+    assert "this database looks like a copy, and was not released" in (await browser.get(path)).text
+    for page in (HOME, "/admin/clients"):
+        assert "last used by the installation 'production', and INSTANCE is 'staging'" in (await browser.get(page)).text
+    assert "1 mailing scheduled or running" in (await browser.get("/admin/release")).text
+    await browser.press("/admin/release", "/admin/release")
+    assert "looks like a copy" not in (await browser.get(path)).text
+    assert (await browser.get("/admin/release")).location == HOME
 
 
 # ---- messages

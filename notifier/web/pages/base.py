@@ -251,10 +251,13 @@ class Page(Base):
     """Which link of the menu leads here."""
 
     caller: Caller | None = None
+    held: str | None = None
+    """Why nothing is sent from this database, in a sentence."""
 
     async def prepare(self) -> None:
         super().prepare()
         await self.authorize()
+        self.held = await self.context.hold.reason()
         self.path_kwargs = {name: path_value(name, text) for name, text in self.path_kwargs.items()}
 
     def set_default_headers(self) -> None:
@@ -335,6 +338,7 @@ class Page(Base):
                 may=self.may,
                 moment=partial(words.moment, zone=self.zone),
                 path=self.request.path,
+                held=self.held,
                 pause_all=self.context.pause_all,
                 section=self.SECTION,
                 version=self.context.version,

@@ -45,6 +45,7 @@ MAILING_REASONS: dict[str, str] = {
     "gateway_paused": "Waits: the gateway is paused.",
     "gateway_misconfigured": "Waits: the gateway refuses us. Put that right, then resume the gateway.",
     "paused_by_settings": "Waits: the whole service is paused by its settings (PAUSE_ALL).",
+    "held_as_copy": "Waits: this database looks like a copy, and was not released.",
     "window": "Waits for the clients' local hours.",
 }
 
