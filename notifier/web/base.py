@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from http import HTTPStatus
@@ -36,7 +36,7 @@ from tornado.httputil import (
 from notifier import errors, telemetry
 from notifier.models import INT64_MAX
 from notifier.storage import idempotency
-from notifier.storage.database import AWAY, Db, Pool, transaction
+from notifier.storage.database import AWAY, Connection, Db, Pool, transaction
 from notifier.storage.installation import Hold
 from notifier.web import schemas
 
@@ -250,6 +250,7 @@ class Operation:
     examples: Mapping[str, Any]
     text: bool
     idempotent: bool
+    personal: bool
 
 
 Verb = TypeVar("Verb", bound=Callable[..., Awaitable[None]])
@@ -264,20 +265,22 @@ def operation(
     errors: Iterable[int] = (),
     examples: Mapping[str, Any] | None = None,
     text: bool = False,
+    personal: bool = False,
 ) -> Callable[[Verb], Verb]:
     """Say what a verb takes and gives.
 
     ``errors`` are the statuses beyond those that follow from the rest; with 412 the verb honours ``If-Match``.
     ``examples`` are bodies by name that work when sent as they are; ``text`` says that the answer is plain text.
     A ``post`` also honours ``Idempotency-Key``: the verb then runs with ``self.db`` inside a transaction, and its
-    answer is stored in the same.
+    answer is stored in the same. With ``personal`` it shows what is erased with a client: its body is not stored, and
+    a repeated request is answered by the handler's ``answer_again``.
     """
 
     def declare(verb: Verb) -> Verb:
         idempotent = verb.__name__ == "post"
         wrapped = _idempotent(verb) if idempotent else verb
         wrapped.operation = Operation(  # type: ignore[attr-defined]
-            query, body, answer, status, tuple(errors), examples or {}, text, idempotent
+            query, body, answer, status, tuple(errors), examples or {}, text, idempotent, personal
         )
         return wrapped
 
@@ -292,36 +295,36 @@ def operation_of(verb: Any) -> Operation | None:
 def _idempotent(verb: Verb) -> Verb:
     """Answer a repeated request as the first one was answered: for 24 h, per token and path.
 
-    One transaction holds the writes of the verb and the stored answer, and its lock is what "under way" means: a
-    crash leaves neither. Not stored are answers after which nothing stands: 400, 422 (so that the corrected body may
-    use the same key) and from 500 on.
+    Not stored are answers after which nothing stands: 400, 422 (so that the corrected body may use the same key) and
+    from 500 on. Of a personal answer only that it was given is stored; see `operation`.
     """
 
     @wraps(verb)
-    async def once(self: Handler, *args: Any, **kwargs: Any) -> None:
+    async def once(self: Handler, **kwargs: Any) -> None:
         text = self.request.headers.get("Idempotency-Key")
         if text is None:
-            return await verb(self, *args, **kwargs)
+            return await verb(self, **kwargs)
         if not re.fullmatch(r"[\x21-\x7e]{1,255}", text):
             raise BadRequest("Idempotency-Key: 1 to 255 visible ASCII characters, please")
         assert self.caller is not None
         key = hashlib.sha256(b"\0".join((self.caller.digest, self.request.path.encode(), text.encode()))).digest()
         body = hashlib.sha256(self.request.body).digest()
-        async with transaction(self.db) as connection:
-            stored = await idempotency.claim(connection, key, body)
-            if stored is None:
-                try:
-                    async with transaction(connection) as inner:
-                        self.db = inner
-                        await verb(self, *args, **kwargs)
-                except errors.NotifierError as error:
-                    problem = problem_of(error)
-                    if problem["status"] in (400, 422) or problem["status"] >= 500:
-                        raise
-                    self.write_problem(problem)
-                await idempotency.keep(connection, key, body, self._as_stored())
-            else:
-                self._replay(stored)
+
+        async def make(connection: Connection) -> idempotency.Answer:
+            try:
+                async with transaction(connection) as inner:
+                    self.db = inner
+                    await verb(self, **kwargs)
+            except errors.NotifierError as error:
+                problem = problem_of(error)
+                if problem["status"] in (400, 422) or problem["status"] >= 500:
+                    raise
+                self.write_problem(problem)
+            return self._as_stored()
+
+        stored, replayed = await idempotency.once(self.context.db, key, body, make)
+        if replayed:
+            await self._replay(stored, **kwargs)
 
     return once  # type: ignore[return-value]
 
@@ -416,6 +419,15 @@ class Base(tornado.web.RequestHandler):
         if self.verb in self.access and self.refused is None:  # else there is an error to come
             super().check_xsrf_cookie()
 
+    def read_query(self, schema: type[Schema], arguments: Mapping[str, list[bytes]] | None = None) -> dict[str, Any]:
+        """Return the checked query, or ``arguments`` in its place; raises ``Invalid``."""
+        given = self.request.query_arguments if arguments is None else arguments
+        return schemas.load_query(schema, given, self.request.path)
+
+    def next_cursor(self, values: Sequence[int] | None, query: Mapping[str, Any]) -> str | None:
+        """Return the cursor of the page of this list that begins at ``values``, None for None."""
+        return None if values is None else schemas.write_cursor(values, schemas.list_key(self.request.path, query))
+
     def wake(self) -> None:
         """Have the scheduler look at once, when the answer is out and what it says is committed."""
         self._wake = True
@@ -478,6 +490,8 @@ class NotFound(Base):
         raise tornado.web.HTTPError(404)
 
     def prepare(self) -> None:
+        if self.request.path.startswith("/api/") and self.request.path.endswith("/"):
+            raise errors.NotFound("There is nothing at this address; there may be without the slash at its end.")
         raise tornado.web.HTTPError(404)
 
 
@@ -499,7 +513,7 @@ class Handler(Base):
         self.path_kwargs = {name: path_value(name, text) for name, text in self.path_kwargs.items()}
         self.operation = operation_of(getattr(self, self.verb.lower()))
         if self.operation is not None:
-            self.params = schemas.load_query(self.operation.query, self.request.query_arguments)
+            self.params = self.read_query(self.operation.query)
             self.body = await self._read_body(self.operation.body)
 
     async def authorize(self) -> None:
@@ -525,13 +539,16 @@ class Handler(Base):
 
     @property
     def if_match(self) -> int | None:
-        """The version that ``If-Match`` asks for; None when any will do. Raises `Stale` for one that never was."""
+        """The version that ``If-Match`` asks for; None when any will do. Raises `Stale` for one that never was.
+
+        A weak one is taken as well: proxies that compress answers make ``W/"7"`` of our ``"7"``.
+        """
         text = self.request.headers.get("If-Match", "*").strip()
         if text == "*":
             return None
         if not re.fullmatch(r'(W/)?"[\x21\x23-\x7e\x80-\xff]*"', text):
-            raise BadRequest('If-Match: one ETag as it was given, like "7", or *')
-        version = text.strip('"')
+            raise BadRequest('If-Match: one ETag (not several) as it was given, like "7", or *')
+        version = text.removeprefix("W/").strip('"')
         if not re.fullmatch(r"[1-9][0-9]{0,9}", version) or int(version) > INT32_MAX:
             raise errors.Stale
         return int(version)
@@ -549,20 +566,30 @@ class Handler(Base):
             self.set_header("Content-Type", "application/json")
             self.write(orjson.dumps(schemas.made(self.operation.answer).dump(value)))
 
-    def answer_page(self, items: list[Any], next_cursor: list[int] | None) -> None:
+    def answer_page(self, items: list[Any], next_cursor: Sequence[int] | None) -> None:
         """Answer with a page of a list; ``next_cursor`` holds the integers where the next one begins."""
-        self.answer({"items": items, "next_cursor": None if next_cursor is None else schemas.write_cursor(next_cursor)})
+        self.answer({"items": items, "next_cursor": self.next_cursor(next_cursor, self.params)})
+
+    async def answer_again(self, location: str | None, **ids: int) -> None:
+        """Answer a repeated ``post`` that is personal from what there is now; ``location`` is the first answer's."""
+        raise NotImplementedError
 
     def _as_stored(self) -> idempotency.Answer:
+        assert self.operation is not None
         names = ("Content-Type", "Location", "ETag")
         headers = {name: self._headers[name] for name in names if name in self._headers}
-        return idempotency.Answer(self.get_status(), headers, b"".join(self._write_buffer))
+        is_personal = self.operation.personal and self.get_status() < 400
+        return idempotency.Answer(self.get_status(), headers, b"" if is_personal else b"".join(self._write_buffer))
 
-    def _replay(self, stored: idempotency.Answer) -> None:
+    async def _replay(self, stored: idempotency.Answer, **ids: int) -> None:
+        assert self.operation is not None
+        self.set_header("Idempotency-Replayed", "true")
+        if self.operation.personal and stored.status < 400:
+            await self.answer_again(stored.headers.get("Location"), **ids)
+            return
         self.set_status(stored.status)
         for name, value in stored.headers.items():
             self.set_header(name, value)
-        self.set_header("Idempotency-Replayed", "true")
         if stored.body:
             self.write(stored.body)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from notifier import models
 from notifier.errors import Invalid
 from notifier.storage import clients
 from notifier.web import schemas
@@ -39,14 +40,22 @@ class Clients(Handler):
         answer=schemas.ClientOut,
         status=201,
         examples={"everything": ANNA, "only a phone": {"phone": "79031234567"}},
+        personal=True,
     )
     async def post(self) -> None:
         """Add a client.
 
-        409 when another one has the phone; its `client_id` says who.
+        409 when another one has the phone; its `client_id` says who. A repeated request with the same
+        `Idempotency-Key` shows the client as it is now; 404 when it was erased.
         """
-        client = await clients.create(self.db, **self.body)
+        self._answer_created(await clients.create(self.db, **self.body))
+
+    def _answer_created(self, client: models.Client) -> None:
         self.answer(client, location=f"/api/v1/clients/{client.id}")
+
+    async def answer_again(self, location: str | None, **ids: int) -> None:
+        assert location is not None
+        self._answer_created(await clients.get(self.db, int(location.rpartition("/")[2])))
 
 
 class Client(Handler):

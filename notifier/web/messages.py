@@ -13,14 +13,9 @@ class MessageHandler(Handler):
 
     TAG = "Messages"
 
-    @property
-    def cursor(self) -> messages.Cursor | None:
-        """Where the page begins."""
-        return tuple(self.params["cursor"]) if self.params["cursor"] else None
-
     def answer_messages(self, page: list[Message], following: messages.Cursor | None) -> None:
         """Answer with a page."""
-        self.answer_page(page, None if following is None else list(following))
+        self.answer_page(page, following)
 
 
 class MailingMessages(MessageHandler):
@@ -34,7 +29,7 @@ class MailingMessages(MessageHandler):
         status = self.params["status"]
         self.answer_messages(
             *await messages.of_mailing(
-                self.db, mailing_id, status and Status(status), self.cursor, self.params["limit"]
+                self.db, mailing_id, status and Status(status), self.params["cursor"], self.params["limit"]
             )
         )
 
@@ -46,7 +41,7 @@ class ClientMessages(MessageHandler):
 
         The messages outlive the client, without the phone.
         """
-        self.answer_messages(*await messages.of_client(self.db, client_id, self.cursor, self.params["limit"]))
+        self.answer_messages(*await messages.of_client(self.db, client_id, self.params["cursor"], self.params["limit"]))
 
 
 class OneMessage(MessageHandler):
@@ -62,6 +57,7 @@ class MessageResolve(MessageHandler):
         answer=schemas.MessageWithTimelineOut,
         errors=(404, 409),
         examples={name: {"as": name} for name in ("sent", "failed", "again")},
+        personal=True,
     )
     async def post(self, message_id: int) -> None:
         """Decide about an unknown message.
@@ -72,3 +68,6 @@ class MessageResolve(MessageHandler):
         await ledger.resolve(self.db, message_id, self.body["decision"])
         self.wake()
         self.answer(await messages.get(self.db, message_id))
+
+    async def answer_again(self, location: str | None, **ids: int) -> None:
+        self.answer(await messages.get(self.db, ids["message_id"]))

@@ -12,9 +12,10 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, time
 from functools import cache
+from hashlib import sha256
 from itertools import islice
 from typing import Any, cast
 from zoneinfo import available_timezones
@@ -108,8 +109,8 @@ def load(schema: type[Schema], value: Any) -> dict[str, Any]:
     raise Invalid(problems[:ERRORS_MAX])
 
 
-def load_query(schema: type[Schema], arguments: Mapping[str, list[bytes]]) -> dict[str, Any]:
-    """Return the checked query. Raises ``Invalid`` with the name of each bad parameter."""
+def load_query(schema: type[Schema], arguments: Mapping[str, list[bytes]], path: str) -> dict[str, Any]:
+    """Return the checked query of the list at ``path``. Raises ``Invalid`` with the name of each bad parameter."""
     problems: list[Problem] = []
     given: dict[str, str] = {}
     for name, values in arguments.items():
@@ -123,12 +124,16 @@ def load_query(schema: type[Schema], arguments: Mapping[str, list[bytes]]) -> di
             problems.append(Problem(name, "must not contain a NUL character", parameter=True))
     if not problems:
         try:
-            return cast("dict[str, Any]", made(schema).load(given))
+            query = cast("dict[str, Any]", made(schema).load(given))
         except ValidationError as error:
             problems = [
                 Problem(pointer.removeprefix("/"), detail, parameter=True)
                 for pointer, detail in flatten(error.messages)
             ]
+        else:
+            if query.get("cursor") is None or query["cursor"].key == list_key(path, query):
+                return query
+            problems = [Problem("cursor", CURSOR_ELSEWHERE, parameter=True)]
     raise Invalid(problems[:ERRORS_MAX])
 
 
@@ -187,22 +192,43 @@ def _escape(key: object) -> str:
 # ---- cursors
 
 
-def write_cursor(values: list[int]) -> str:
-    """Return integers as an opaque word for a URL."""
-    return base64.urlsafe_b64encode(orjson.dumps(values)).rstrip(b"=").decode()
+CURSOR_BROKEN = "is cut or changed: take next_cursor of the page before as it is"
+CURSOR_ELSEWHERE = "is of another list, or of other filters: begin at the first page, without a cursor"
+KEY_SIZE = CHECK_SIZE = 6
+"""Bytes. They tell mistakes apart; nothing is kept secret by them."""
 
 
-def read_cursor(text: str, length: int) -> list[int] | None:
+class Position(tuple[int, ...]):
+    """Where a page begins, and in ``key`` of which list."""
+
+    key: bytes
+
+
+def list_key(path: str, query: Mapping[str, Any]) -> bytes:
+    """Return what stands for the list at ``path`` with the filters of ``query``, whatever the size of a page."""
+    given = {name: str(value) for name, value in query.items() if value is not None}
+    filters = {name: given[name] for name in given.keys() - {"cursor", "limit"}}
+    return sha256(orjson.dumps([path, filters], option=orjson.OPT_SORT_KEYS)).digest()[:KEY_SIZE]
+
+
+def write_cursor(values: Sequence[int], key: bytes) -> str:
+    """Return integers as an opaque word for a URL, bound to the list of this `list_key`."""
+    content = key + orjson.dumps(values)
+    return base64.urlsafe_b64encode(sha256(content).digest()[:CHECK_SIZE] + content).rstrip(b"=").decode()
+
+
+def read_cursor(text: str) -> Position | None:
     """Return the integers of 64 bits that `write_cursor` wrote, None when it wrote no such text."""
     try:
-        values = orjson.loads(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
+        content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)[CHECK_SIZE:]
+        values = orjson.loads(content[KEY_SIZE:])
     except (ValueError, binascii.Error):
         return None
-    if not isinstance(values, list) or len(values) != length or write_cursor(values) != text:
+    if not isinstance(values, list) or not all(type(each) is int and abs(each) <= INT64_MAX for each in values):
         return None
-    if not all(type(each) is int and abs(each) <= INT64_MAX for each in values):
-        return None
-    return values
+    found = Position(values)
+    found.key = content[:KEY_SIZE]
+    return found if write_cursor(values, found.key) == text else None
 
 
 # ---- fields
@@ -464,20 +490,22 @@ class Limit(fields.Integer):
         return int(value)
 
 
-class Cursor(fields.Field[list[int]]):
-    """Where a page begins: ``length`` integers."""
+class Cursor(fields.Field[Position]):
+    """Where a page begins: as many integers as one of ``lengths`` says."""
 
-    default_error_messages = {"invalid": "is no cursor of this list: take next_cursor of the page before as it is"}  # noqa: RUF012
+    default_error_messages = {"broken": CURSOR_BROKEN, "elsewhere": CURSOR_ELSEWHERE}  # noqa: RUF012
 
-    def __init__(self, length: int = 1, **kwargs: Any) -> None:
-        self.length = length
+    def __init__(self, *lengths: int, **kwargs: Any) -> None:
+        self.lengths = lengths
         super().__init__(**kwargs)
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[int]:
-        values = read_cursor(value, self.length)
-        if values is None:
-            raise self.make_error("invalid")
-        return values
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Position:
+        position = read_cursor(value)
+        if position is None:
+            raise self.make_error("broken")
+        if len(position) not in self.lengths:
+            raise self.make_error("elsewhere")
+        return position
 
 
 # ---- schemas
@@ -508,7 +536,11 @@ class PageQuery(NoQuery):
     limit = Limit(
         load_default=PAGE_DEFAULT, metadata={"minimum": 1, "maximum": PAGE_MAX, "description": "Items a page."}
     )
-    cursor = Cursor(load_default=None, metadata={"description": "next_cursor of the page before."})
+    cursor = Cursor(
+        1,
+        load_default=None,
+        metadata={"description": "next_cursor of the page before, of the same list with the same filters."},
+    )
 
 
 @cache
@@ -784,20 +816,11 @@ class MailingsQuery(PageQuery):
 # ---- messages
 
 
-class MessageCursor(Cursor):
-    """One integer, or three where the list comes from the queue."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[int]:
-        values = read_cursor(value, 1) or read_cursor(value, 3)
-        if values is None:
-            raise self.make_error("invalid")
-        return values
-
-
 class MessagesQuery(PageQuery):
     """The filter of a mailing's messages."""
 
-    cursor = MessageCursor(load_default=None, metadata=PageQuery._declared_fields["cursor"].metadata)
+    # One integer, or three where the list comes from the queue.
+    cursor = Cursor(1, 3, load_default=None, metadata=PageQuery._declared_fields["cursor"].metadata)
     status = Choice(*Status, load_default=None)
 
 

@@ -34,7 +34,7 @@ class Overview(Handler):
             totals = await statistics.totals(connection)
             lines = await statistics.of_mailings(connection, cursor[0] if cursor else None, limit + 1)
         page = lines[:limit]
-        following = schemas.write_cursor([page[-1].id]) if len(lines) > limit else None
+        following = self.next_cursor([page[-1].id] if len(lines) > limit else None, self.params)
         self.answer(
             {
                 "audience": totals.audience,

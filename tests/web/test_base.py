@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
+import itertools
 import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 
+import aiohttp
 import asyncpg
 import pytest
 import structlog
 import tornado.web
 from structlog.typing import EventDict
+from yarl import URL
 
 from notifier import errors
 from notifier.errors import Problem
-from notifier.storage import clients
-from notifier.storage.database import create_pool
+from notifier.storage import clients, idempotency
+from notifier.storage.database import Pool, create_pool
 from notifier.web import base, schemas
 from notifier.web.base import (
     LARGEST_BODY,
@@ -34,6 +39,7 @@ from notifier.web.base import (
     operation_of,
 )
 from notifier.web.routes import API, ROUTES, Route, make_application
+from tests.storage.scenes import insert_clients, insert_ledger, running
 from tests.web.conftest import TOKEN, Api, MakeApi
 
 
@@ -369,11 +375,7 @@ async def test_ids_that_are_none(api: Api) -> None:
 
 BAD_PARAMETERS = {
     "limit": ["0", "201", "-1", "1.0", "", "x", "1&limit=1", "%2B5", "٣"],
-    # Not base64, no list, too short, too long, of strings, floats, beyond int64, and spelt in other ways.
-    "cursor": [
-        "", "x", "W10", "WzFd%0A", "WyIxIl0", "WzFdICAg", "WzFlOV0", "WzEsMl0", "%E4",
-        "Wzk5OTk5OTk5OTk5OTk5OTk5OTk5XQ", "Wzk5OTk5OTk5OTk5OTk5OTk5OTld", "eyJhIjoxfQ", "W3RydWVd",
-    ],
+    "cursor": ["", "x", "W10", "WzFd%0A", "WzEsMl0", "%E4", "eyJhIjoxfQ", "A" * 1000],
     "tag": ["", "%00", "%ff", "%20", "x" * 65],
     "phone": ["1", "%2B", ""],
     "timezone": ["Mars", "localtime", "../UTC"],
@@ -390,16 +392,86 @@ async def test_bad_parameters_are_named(api: Api) -> None:
             assert "parameter" in reply.json["errors"][0]
 
 
+def forged(path: str, content: bytes) -> str:
+    """A cursor of the list at ``path`` without filters, with any content and the right sums."""
+    content = schemas.list_key(path, {}) + content
+    return base64.urlsafe_b64encode(sha256(content).digest()[:6] + content).rstrip(b"=").decode()
+
+
+async def test_a_cursor_is_of_one_list_and_its_filters(api: Api, db: Pool) -> None:
+    """The size of a page may change; all else must be as it was: list, filter, and the cursor letter by letter."""
+    await insert_clients(db, 5, tags=["vip"])
+    mailings_of = [(await running(db, 3))[0] for _ in range(3)]
+    lists = ["/clients", "/clients?tag=vip", "/clients?operator_code=916", "/mailings", "/mailings?status=running"]
+    lists += [f"/mailings/{n}/messages{query}" for n in mailings_of for query in ("", "?status=waiting")]
+    cursors = {}
+    for path in lists:
+        cursors[path] = (await api.get(path + ("&" if "?" in path else "?") + "limit=1")).json["next_cursor"]
+        assert cursors[path], path
+    for path, (other, cursor) in itertools.product(lists, cursors.items()):
+        reply = await api.get(path + ("&" if "?" in path else "?") + f"limit=2&cursor={cursor}")
+        if path == other:
+            assert reply.status == 200
+            assert len(reply.json["items"]) == 2
+        else:
+            assert reply.pointers() == ["cursor"], (path, other)
+            assert "of another list, or of other filters" in reply.json["detail"]
+    whole = cursors["/clients"]
+    for broken in (
+        whole[:-1],
+        whole[:12],
+        whole + "A",
+        whole + "=",
+        f"{whole[:-2]}{whole[-1]}{whole[-2]}",
+        whole.swapcase(),
+    ):
+        reply = await api.get(f"/clients?cursor={broken}")
+        assert reply.pointers() == ["cursor"], broken
+        assert "cut or changed" in reply.json["detail"]
+
+
+async def test_no_cursor_that_somebody_makes_up_is_our_fault(api: Api) -> None:
+    """With the right sums: no list, too short, too long, of strings, floats, beyond 64 bits, and spelt otherwise."""
+    assert (await api.get(f"/clients?cursor={forged('/api/v1/clients', b'[5]')}")).status == 200
+    contents = (
+        b"",
+        b"[]",
+        b"[1,2]",
+        b'["1"]',
+        b"[1e9]",
+        b"[1] ",
+        b"[99999999999999999999]",
+        b'{"a":1}',
+        b"[true]",
+        b"\xff",
+    )
+    for content in contents:
+        assert (await api.get(f"/clients?cursor={forged('/api/v1/clients', content)}")).pointers() == ["cursor"], (
+            content
+        )
+
+
+async def test_addresses_are_taken_as_they_are_written(api: Api) -> None:
+    """A slash more, or a letter percent-encoded, is another address; of the slash the answer says so."""
+    reply = await api.get("/clients/")
+    assert (reply.status, reply.json["type"]) == (404, "urn:notifier:not-found")
+    assert "without the slash" in reply.json["detail"]
+    async with aiohttp.ClientSession() as session, session.get(URL(f"{api.url}/api/v1/%63lients", encoded=True)) as raw:
+        assert raw.status == 404
+
+
 async def test_a_parameter_where_none_is_known_is_refused(api: Api) -> None:
     assert (await api.get("/clients/1?limit=1")).pointers() == ["limit"]
     assert (await api.post("/clients?a=1", {"phone": "79161234567"})).pointers() == ["a"]
 
 
 async def test_if_match(api: Api) -> None:
+    """A weak one counts: that is what a proxy that compresses answers makes of ours."""
     client = await clients.create(api.context.db, phone=79161234567)
-    stale = ('"2"', 'W/"1"', '"abc"', '""', '"99999999999"')
+    stale = ('"2"', 'W/"2"', '"abc"', '""', '"99999999999"')
     none = ("1", '"1', '"1", "2"', "")
-    for header, status in [*((each, 412) for each in stale), *((each, 400) for each in none), ('"1"', 200), ("*", 200)]:
+    good = ('"1"', 'W/"2"', "*")  # each raises the version
+    for header, status in [*((e, 412) for e in stale), *((e, 400) for e in none), *((e, 200) for e in good)]:
         reply = await api.patch(f"/clients/{client.id}", {"tags": []}, headers={"If-Match": header})
         assert reply.status == status, header
 
@@ -457,24 +529,79 @@ async def test_keys_are_of_one_token_and_one_path(make_api: MakeApi) -> None:
     assert (await other.post("/clients", {"phone": "79161234569"}, headers=key)).status == 201
 
 
-async def test_while_the_first_is_under_way_the_second_is_told_so(make_api: MakeApi) -> None:
-    class Slow(Handler):
-        @operation(status=204)
-        async def post(self) -> None:
-            """Wait."""
-            started.set()
-            await release.wait()
-            self.answer()
+class Slow(Handler):
+    """Waits until it is released."""
 
-    started, release = asyncio.Event(), asyncio.Event()
-    api = make_api(serving(slow=Slow))
+    started: asyncio.Event
+    release: asyncio.Event
+
+    @operation(status=204)
+    async def post(self) -> None:
+        """Wait."""
+        self.started.set()
+        await self.release.wait()
+        self.answer()
+
+
+@pytest.fixture
+def slow(make_api: MakeApi) -> Api:
+    Slow.started, Slow.release = asyncio.Event(), asyncio.Event()
+    return make_api(serving(slow=Slow))
+
+
+async def test_while_the_first_is_under_way_the_second_is_told_so(slow: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "WAIT", 0.2)
     key = {"Idempotency-Key": "k"}
-    first = asyncio.ensure_future(api.post("/slow", headers=key))
-    await started.wait()
-    assert (await api.post("/slow", headers=key)).status == 409
-    release.set()
+    first = asyncio.ensure_future(slow.post("/slow", headers=key))
+    await Slow.started.wait()
+    assert (await slow.post("/slow", headers=key)).status == 409
+    Slow.release.set()
     assert (await first).status == 204
-    assert (await api.post("/slow", headers=key)).status == 204
+    assert (await slow.post("/slow", headers=key)).status == 204
+
+
+async def test_repeats_at_once_get_the_first_ones_answer(slow: Api) -> None:
+    """While it is under way they wait for it; and none that comes later is told that it still is."""
+    key = {"Idempotency-Key": "k"}
+    first = asyncio.ensure_future(slow.post("/slow", headers=key))
+    await Slow.started.wait()
+    repeats = [asyncio.ensure_future(slow.post("/slow", headers=key)) for _ in range(5)]
+    Slow.release.set()
+    assert (await first).status == 204
+    repeats += [asyncio.ensure_future(slow.post("/slow", headers=key)) for _ in range(32)]
+    for reply in await asyncio.gather(*repeats):
+        assert (reply.status, reply.headers["Idempotency-Replayed"]) == (204, "true")
+
+
+async def test_what_is_kept_of_an_answer_about_a_person_does_not_outlive_the_person(api: Api, db: Pool) -> None:
+    """A client is added and erased, and a message resolved: no answer with phone or name lies beside the key."""
+    key = {"Idempotency-Key": "k"}
+    body = {"phone": "79161234567", "attributes": {"name": "Anna"}}
+    first = await api.post("/clients", body, headers=key)
+    path = first.headers["Location"].removeprefix("/api/v1")
+    assert (await api.patch(path, {"attributes": {"name": "Hanna"}})).status == 200
+    again = await api.post("/clients", body, headers=key)
+    assert (again.status, again.headers["Location"]) == (201, first.headers["Location"])
+    assert (again.json["attributes"], again.headers["ETag"]) == ({"name": "Hanna"}, '"2"')
+    assert again.headers["Idempotency-Replayed"] == "true"
+
+    mailing_id, [message_id] = await running(db, 1)
+    await db.execute("DELETE FROM batches")
+    await insert_ledger(db, mailing_id, message_id, ("unknown", "unknown", "timeout"))
+    for _ in range(2):
+        resolved = await api.post(f"/messages/{message_id}/resolve", {"as": "sent"}, headers=key)
+        assert (resolved.status, resolved.json["status"]) == (200, "sent")
+        assert resolved.json["phone"] is not None
+    await api.delete(f"/clients/{resolved.json['client_id']}")
+    resolved = await api.post(f"/messages/{message_id}/resolve", {"as": "sent"}, headers=key)
+    assert (resolved.status, resolved.json["phone"]) == (200, None)
+
+    await api.delete(path)
+    assert (await api.post("/clients", body, headers=key)).status == 404
+    rows = str(await db.fetch("SELECT * FROM idempotency_keys"))
+    assert rows.count("key=") == 2
+    assert "7916" not in rows
+    assert "anna" not in rows.lower()
 
 
 async def test_after_a_failure_nothing_stands_and_the_key_is_free(make_api: MakeApi) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 import json
@@ -20,10 +19,10 @@ import tornado.web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from notifier import install
-from notifier.errors import Conflict, Invalid, NotFound, PhoneTaken, Stale
+from notifier.errors import Invalid, NotFound, Stale
 from notifier.models import Status
 from notifier.storage import idempotency
-from notifier.storage.database import Connection, transaction
+from notifier.storage.database import Connection
 from notifier.web import base, schemas
 from notifier.web.base import PUBLIC, Base, Caller, Forbidden, Unauthorized, path_value, problem_of
 from notifier.web.pages import words
@@ -42,8 +41,6 @@ KEPT_MAX = base.SMALL_BODY // 2
 """Bytes of a form that are kept over a log-in: as much as the form of the log-in can carry along."""
 TOLD = 5
 """Errors told of one field: a list of a thousand tags has room for more than anybody reads."""
-# A second request of a double click waits so long for the first.
-TRIES, PAUSE = 30, 0.1
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(TEMPLATES),
@@ -378,22 +375,12 @@ class Page(Base):
         name = self.get_body_argument("once", "") or secrets.token_hex()
         key = sha256(b"\0".join((self.caller.digest, self.request.path.encode(), name.encode()))).digest()
         body = sha256(self.request.body).digest()
-        for last in [False] * TRIES + [True]:
-            try:
-                async with transaction(self.context.db) as connection:
-                    first = await idempotency.claim(connection, key, body)
-                    if first is not None:
-                        return first.headers["Location"]
-                    path = await create(connection)
-                    await idempotency.keep(connection, key, body, idempotency.Answer(303, {"Location": path}, b""))
-                    return path
-            except PhoneTaken:
-                raise
-            except Conflict:
-                if last:
-                    raise
-                await asyncio.sleep(PAUSE)
-        raise AssertionError
+
+        async def answer(connection: Connection) -> idempotency.Answer:
+            return idempotency.Answer(303, {"Location": await create(connection)}, b"")
+
+        first, _ = await idempotency.once(self.context.db, key, body, answer)
+        return first.headers["Location"]
 
     # errors
 

@@ -101,11 +101,11 @@ class Clients(ClientPage):
         given = {name: self.get_query_argument(name, "") for name in SEARCH}
         form = Form(given)
         found: list[Client] = []
-        before = None
+        following = None
         # Empty fields of the search are none.
         arguments = {name: values for name, values in self.request.query_arguments.items() if any(values)}
         try:
-            query = schemas.load_query(schemas.ClientsQuery, arguments)
+            query = self.read_query(schemas.ClientsQuery, arguments)
         except Invalid as error:
             form.blame(error, {})
             self.set_status(422)
@@ -114,6 +114,7 @@ class Clients(ClientPage):
             found, before = await clients.page(
                 self.db, before=cursor[0] if cursor else None, **{**query, "limit": PAGE}
             )
+            following = self.next_cursor(None if before is None else [before], query)
         words_given = {name: value or None for name, value in given.items()}
         self.show(
             "clients/list.html",
@@ -122,7 +123,7 @@ class Clients(ClientPage):
             searched=any(given.values()),
             first="cursor" not in arguments,
             here=self.link(**words_given),
-            older=None if before is None else self.link(**words_given, cursor=schemas.write_cursor([before])),
+            older=self.link(**words_given, cursor=following) if following else None,
         )
 
     async def post(self) -> None:
@@ -185,9 +186,8 @@ class OneClient(ClientPage):
 
     async def _show(self, client: Client, form: Form, status: int = 200) -> None:
         arguments = {"cursor": self.request.query_arguments["cursor"]} if self.get_query_argument("cursor", "") else {}
-        query = schemas.load_query(schemas.PageQuery, arguments)
-        cursor = tuple(query["cursor"]) if query["cursor"] else None
-        found, following = await messages.of_client(self.db, client.id, cursor, MESSAGES)
+        query = self.read_query(schemas.PageQuery, arguments)
+        found, following = await messages.of_client(self.db, client.id, query["cursor"], MESSAGES)
         self.set_status(status)
         self.show(
             "clients/show.html",
@@ -197,8 +197,8 @@ class OneClient(ClientPage):
             zones=sorted(schemas.zones()),
             messages=found,
             here=self.link(),
-            first=cursor is None,
-            older=self.link(cursor=schemas.write_cursor(list(following))) if following else None,
+            first=query["cursor"] is None,
+            older=self.link(cursor=self.next_cursor(following, query)) if following else None,
         )
 
 

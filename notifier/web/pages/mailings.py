@@ -142,7 +142,7 @@ class MailingPage(Page):
 
 class Mailings(MailingPage):
     async def get(self) -> None:
-        query = schemas.load_query(schemas.MailingsQuery, self.request.query_arguments)
+        query = self.read_query(schemas.MailingsQuery)
         status = query["status"] and MailingStatus(query["status"])
         before = query["cursor"][0] if query["cursor"] else None
         found = await mailings.page(self.db, status=status, before=before, limit=PAGE + 1)
@@ -157,7 +157,9 @@ class Mailings(MailingPage):
             live_now=any(mailing.status in LIVE for mailing in page),
             here=self.link(**here),
             first=before is None,
-            older=self.link(**{**here, "cursor": schemas.write_cursor([page[-1].id])}) if len(found) > PAGE else None,
+            older=self.link(**{**here, "cursor": self.next_cursor([page[-1].id], query)})
+            if len(found) > PAGE
+            else None,
         )
 
     async def post(self) -> None:
@@ -211,12 +213,12 @@ class NewMailing(MailingPage):
 
 class OneMailing(MailingPage):
     async def get(self, mailing_id: int) -> None:
-        query = schemas.load_query(schemas.MessagesQuery, self.request.query_arguments)
+        query = self.read_query(schemas.MessagesQuery)
         [mailing] = await shown(self.db, self.context, [await mailings.get(self.db, mailing_id)])
         numbers = await statistics.of_mailing(self.db, mailing_id)
         hours = await queue.hours_open_at(self.db, [mailing_id]) if mailing.status_reason == "window" else {}
         status = query["status"] and Status(query["status"])
-        cursor = tuple(query["cursor"]) if query["cursor"] else None
+        cursor = query["cursor"]
         found, following = await messages.of_mailing(self.db, mailing_id, status, cursor, MESSAGES)
         here = {"status": query["status"], "cursor": self.get_query_argument("cursor", None)}
         self.show(
@@ -235,7 +237,7 @@ class OneMailing(MailingPage):
             meanings=words.MEANINGS,
             here=self.link(**here),
             first=cursor is None,
-            older=self.link(**{**here, "cursor": schemas.write_cursor(list(following))}) if following else None,
+            older=self.link(**{**here, "cursor": self.next_cursor(following, query)}) if following else None,
         )
 
 
