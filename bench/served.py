@@ -64,6 +64,7 @@ def _url(process: subprocess.Popen[bytes], log: Path) -> str:
 def replica(dsn: str, gateway: str, **settings: str) -> Iterator[Served]:
     """Run a replica that sends to ``gateway``; ``settings`` by their names."""
     environment = {
+        "NOTIFIER_ENV_FILE": os.devnull,
         "DATABASE_URL": dsn,
         "PORT": "0",
         "GATEWAY_TOKEN": "any",

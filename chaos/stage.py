@@ -348,6 +348,7 @@ class Stage:
         }
         variables = {name.upper(): str(value) for name, value in (values | settings).items()}
         variables |= {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(ROOT), "HOME": str(self.folder)}
+        variables |= {"NOTIFIER_ENV_FILE": os.devnull}
         variables |= {CONSTANTS: json.dumps(dict(constants or {}))} | dict(environment or {})
         if death:
             variables[DEATH] = death

@@ -308,6 +308,16 @@ async def serve(settings: Settings, dsn: str, sockets: list[socket.socket]) -> N
     log.info("stopped")
 
 
+def introduce(settings: Settings) -> None:
+    """Log which settings file was read, and warn when nobody can log in."""
+    log.info("settings read", env_file=settings.env_file and str(settings.env_file))
+    if settings.bootstrap_token is None and settings.role != "worker":
+        log.warning(
+            "BOOTSTRAP_TOKEN is not set: nobody can log in or call the API; set it to what this prints, and start"
+            " again: python3 -c 'import secrets; print(secrets.token_urlsafe(24))'"
+        )
+
+
 def configure_logging(settings: Settings) -> None:
     """Logs go to stderr as the settings say."""
     telemetry.configure(settings.log_level, settings.log_format)

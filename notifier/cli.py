@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from pathlib import Path
 
 import asyncpg
 import click
@@ -21,41 +22,56 @@ from notifier.storage import database, embedded, installation
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="notifier")
+@click.option(
+    "--env-file",
+    envvar="NOTIFIER_ENV_FILE",
+    type=click.Path(path_type=Path),
+    help="Read settings from this file. [default: .env here, or else beside server.py]",
+)
 @click.pass_context
-def main(context: click.Context) -> None:
+def main(context: click.Context, env_file: Path | None) -> None:
     """Notifier: texts to many clients at the right time, through an HTTP gateway nobody can trust.
 
     Settings come from environment variables and a .env file; `config check` shows them.
     """
+    context.obj = env_file
     if context.invoked_subcommand is None:
         context.invoke(serve)
+
+
+def _load() -> settings.Settings:
+    return settings.Settings.load(env_file=settings.find_env_file(click.get_current_context().obj))
 
 
 @main.command()
 def serve() -> None:
     """Migrate if needed, then serve API, admin pages and scheduler (the default)."""
     with app.told(stopped=0):
-        loaded = settings.Settings.load()
+        loaded = _load()
         app.configure_logging(loaded)
+        app.introduce(loaded)
         settings.secret_key(loaded)
         with app.bound(loaded) as sockets, app.a_database(loaded) as dsn:
             app.run(app.serve(loaded, dsn, sockets))
 
 
 @main.command()
-@click.option("--status", is_flag=True, help="Say what is applied, and change nothing.")
+@click.option("--status", is_flag=True, help="Say what is applied, and change nothing; exit 1 if any is pending.")
 def migrate(status: bool) -> None:
     """Apply migrations and stop."""
     with app.told():
-        loaded = settings.Settings.load()
+        loaded = _load()
         app.configure_logging(loaded)
         if not status:
             with app.a_database(loaded) as dsn:
                 applied = database.migration_status(dsn)
             click.echo(f"{len(applied)} migration{'s' * (len(applied) != 1)}, all applied")
             return
-        for name, done in _migration_status(loaded):
-            click.echo(f"{'applied' if done else 'pending'}  {name}")
+        standing = _migration_status(loaded)
+    for name, done in standing:
+        click.echo(f"{'applied' if done else 'pending'}  {name}")
+    if not all(done for _, done in standing):
+        sys.exit(1)
 
 
 def _migration_status(loaded: settings.Settings) -> list[tuple[str, bool]]:
@@ -117,7 +133,7 @@ def audit() -> None:
     wrong, with the first ten. Exit 1 on a breach, 2 if it could not run. docs/operations.md says what is checked.
     """
     with app.told(failed=2, stopped=2):
-        loaded = settings.Settings.load()
+        loaded = _load()
         app.configure_logging(loaded)
         with _as_it_is(loaded) as dsn:
             balanced = app.run(_audit(dsn, loaded.database_statement_cache))
@@ -151,10 +167,13 @@ def config() -> None:
 def check() -> None:
     """Show all settings with where each came from, secrets masked; every error at once, exit 2 if any."""
     errors: list[str] = []
+    env_file = None
     try:
-        rows: Sequence[tuple[str, str, str]] = settings.Settings.load().describe()
+        env_file = settings.find_env_file(click.get_current_context().obj)
+        rows: Sequence[tuple[str, str, str]] = settings.Settings.load(env_file=env_file).describe()
     except SettingsError as error:
         errors, rows = error.errors, error.rows
+    click.echo(f"settings file: {env_file or 'none'}")
     table = Table("setting", "value", "from")
     for row in rows:
         table.add_row(*row)

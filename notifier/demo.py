@@ -29,7 +29,7 @@ from rich.table import Table
 from notifier import app, telemetry
 from notifier.errors import NotifierError
 from notifier.models import OVER, MailingStatus, Standing, Status, status_of
-from notifier.settings import Settings, secret_key
+from notifier.settings import Settings, find_env_file, secret_key
 from notifier.simulator import Entry, Simulator, read_ledger
 from notifier.storage.database import Db
 
@@ -106,7 +106,8 @@ def command(clients: int, leave: bool, port: int | None) -> None:
 
 
 def _settings(port: int | None) -> Settings:
-    given = {**dotenv_values(".env", interpolate=False), **os.environ}
+    env_file = find_env_file(click.get_current_context().obj)
+    given = {**(dotenv_values(env_file, interpolate=False) if env_file else {}), **os.environ}
     kept = {name: given[name] or "" for name in KEPT if name in given}
     if port is not None:
         kept["PORT"] = str(port)

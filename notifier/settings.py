@@ -21,6 +21,7 @@ from zoneinfo import ZoneInfo
 
 from dotenv.parser import parse_stream
 
+from notifier import install
 from notifier.errors import SettingsError
 
 Role = Literal["all", "api", "worker"]
@@ -274,12 +275,13 @@ class Settings:
         _number(1, 3600), 20.0, "seconds to finish requests in flight after SIGTERM", shown="20"
     )
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    env_file: Path | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @classmethod
-    def load(cls, environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:
+    def load(cls, environ: Mapping[str, str] | None = None, env_file: Path | None = None) -> Settings:
         """Read and check every setting; ``environ`` defaults to the process's own and beats ``env_file``.
 
-        An empty value counts as not given. A missing ``env_file`` is no error.
+        An empty value counts as not given; `find_env_file` says which file is the one to read.
         Raises `SettingsError` with one line for each thing that is wrong.
         """
         errors: list[str] = []
@@ -302,11 +304,14 @@ class Settings:
         if errors:
             raise SettingsError(errors, _rows(values, sources))
         values.setdefault("database_migration_url", values.get("database_url"))
-        return cls(**values, sources=sources)
+        return cls(**values, sources=sources, env_file=env_file)
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Return (name, value, source) of every setting for people to read, secrets masked."""
-        return _rows({field.name: getattr(self, field.name) for field in _FIELDS}, self.sources)
+        values, sources = {field.name: getattr(self, field.name) for field in _FIELDS}, dict(self.sources)
+        if self.secret_key is None and os.path.exists(_kept_key(self.data_dir)):
+            values["secret_key"], sources["SECRET_KEY"] = "made", str(_kept_key(self.data_dir))
+        return _rows({name: value for name, value in values.items() if value is not None}, sources)
 
 
 def _rows(values: Mapping[str, Any], sources: Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -333,6 +338,23 @@ SETTINGS = tuple(
 )
 
 
+def find_env_file(given: Path | None) -> Path | None:
+    """Return the settings file to read: ``given``, else ``.env`` in the current folder, else beside ``server.py``.
+
+    None when there is none. Raises `SettingsError` when ``given`` does not exist.
+    """
+    if given is not None:
+        if not os.path.exists(given):
+            raise SettingsError([f"--env-file: {given} does not exist; give a file of NAME=value lines"])
+        return given.absolute()
+    folders = [Path.cwd(), *filter(None, (install.beside(),))]
+    return next((path for folder in folders if os.path.exists(path := folder / ".env")), None)
+
+
+def _kept_key(data_dir: Path) -> Path:
+    return data_dir / "secret_key"
+
+
 def secret_key(settings: Settings) -> str:
     """Return ``SECRET_KEY``, or the key kept in ``DATA_DIR/secret_key``, made at the first call (mode 0600).
 
@@ -340,7 +362,7 @@ def secret_key(settings: Settings) -> str:
     """
     if settings.secret_key is not None:
         return settings.secret_key
-    path = settings.data_dir / "secret_key"
+    path = _kept_key(settings.data_dir)
     try:
         if not path.exists():
             settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -368,7 +390,7 @@ def _write_once(path: Path, text: str) -> None:
 
 
 def _read_env_file(path: Path | None, errors: list[str]) -> dict[str, str | None]:
-    if path is None or not path.exists():
+    if path is None:
         return {}
     try:
         with path.open(encoding="utf-8") as file:

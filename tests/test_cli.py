@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -19,6 +20,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 import psycopg
 import pytest
 
+from notifier.settings import Settings, secret_key
+from notifier.simulator import Simulator, read_ledger
 from notifier.storage.audit import CHECKS
 from notifier.storage.database import MIGRATIONS
 from tests.conftest import poll_until
@@ -34,6 +37,7 @@ def environment(place: Path, **settings: str) -> dict[str, str]:
     ours = ("DATABASE_", "GATEWAY_", "BOOTSTRAP_", "SECRET_", "COV_")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
+        "NOTIFIER_ENV_FILE": os.devnull,
         "DATA_DIR": str(place),
         "PORT": "0",
         "LOG_FORMAT": "json",
@@ -139,6 +143,80 @@ def test_config_check_shows_the_settings_beside_the_errors(tmp_path: Path) -> No
     ]
 
 
+def test_config_check_says_which_file_was_read(tmp_path: Path) -> None:
+    """The one that was asked for, else that of the current folder."""
+    (tmp_path / "mine").write_text("GATEWAY_RATE=70\n")
+    (tmp_path / ".env").write_text("GATEWAY_RATE=50\n")
+    for arguments, environ, name, rate in (
+        (("--env-file", "mine"), {}, "mine", "70"),
+        ((), {"NOTIFIER_ENV_FILE": "mine"}, "mine", "70"),
+        ((), {"NOTIFIER_ENV_FILE": ""}, ".env", "50"),
+    ):
+        ended = run(tmp_path, *arguments, "config", "check", **environ)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.splitlines()[0] == f"settings file: {tmp_path / name}"
+        assert rate in next(line for line in ended.stdout.splitlines() if "GATEWAY_RATE" in line)
+
+
+@pytest.mark.parametrize("command", [("config", "check"), ("serve",), ("demo", "--exit")])
+def test_a_settings_file_that_was_asked_for_and_is_not_there(tmp_path: Path, command: tuple[str, ...]) -> None:
+    ended = run(tmp_path, "--env-file", "nowhere", *command)
+    assert ended.returncode == 2
+    assert "error: --env-file: nowhere does not exist" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+@pytest.mark.parametrize("command", [("config", "check"), ("demo", "--help"), ("gateway", "--help"), ("--help",)])
+def test_a_terminal_that_is_not_utf_8(tmp_path: Path, encoding: str, command: tuple[str, ...]) -> None:
+    ended = run(tmp_path, *command, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_config_check_shows_the_key_that_was_made(tmp_path: Path) -> None:
+    def shown() -> list[str]:
+        ended = run(tmp_path, "config", "check")
+        return next(line for line in ended.stdout.splitlines() if "SECRET_KEY" in line).split()
+
+    assert "made and kept in DATA_DIR" in " ".join(shown())
+    key = secret_key(Settings.load({"DATA_DIR": str(tmp_path)}))
+    assert "***" in shown()
+    assert str(tmp_path / "secret_key") in shown()
+    assert key not in " ".join(shown())
+
+
+async def test_the_start_says_what_it_has_read_and_that_nobody_can_log_in(place: Path, closed: str) -> None:
+    (place / ".env").write_text(f"LOG_LEVEL=info\nSECRET_KEY={KEY.replace(' ', '-')}\n")
+    for name, given in (("none", {}), ("some", {"BOOTSTRAP_TOKEN": TOKEN}), ("worker", {"ROLE": "worker"})):
+        there = {"DATABASE_URL": closed, "NOTIFIER_ENV_FILE": "", **given}
+        with started(place, name, **there) as waiting:
+            await poll_until(lambda: "the database is away" in waiting.said(), 20)
+            events = [json.loads(line) for line in waiting.said().splitlines()]
+        (read,) = [each for each in events if each["event"] == "settings read"]
+        assert read["env_file"] == str(place / ".env")
+        warned = [each for each in events if "nobody can log in" in each["event"]]
+        assert len(warned) == (name == "none")
+
+
+async def test_the_lateness_of_the_loop_is_never_negative(place: Path) -> None:
+    with Simulator(ledger=place / "ledger", latency=1_500, jitter=0) as gateway:
+        there = {"GATEWAY_URL": gateway.url, "GATEWAY_TOKEN": "any", "GATEWAY_CONCURRENCY": "1"}
+        with started(place, BOOTSTRAP_TOKEN=TOKEN, **there) as one:
+            url = await one.up()
+            get(f"{url}/api/v1/clients/batch", b'{"items": [{"phone": "79161234567"}, {"phone": "79161234568"}]}')
+            get(f"{url}/api/v1/mailings", b'{"text": "Hello", "ends_at": "2035-01-01T00:00:00Z"}')
+            seen = set()
+
+            def lateness() -> bool:
+                (line,) = re.findall(rb"^notifier_loop_lag_seconds (.+)$", get(f"{url}/metrics"), re.M)
+                seen.add(float(line))
+                return len(seen) > 20 or len(read_ledger(gateway.ledger)) == 2
+
+            await poll_until(lateness, 40)
+    assert len(seen) > 5
+    assert min(seen) >= 0
+
+
 @pytest.mark.parametrize(
     "command", [("config", "check"), ("serve",), (), ("migrate",), ("migrate", "--status"), ("audit",)]
 )
@@ -154,7 +232,7 @@ def test_wrong_settings_are_all_named(tmp_path: Path, command: tuple[str, ...]) 
 def test_migrate(tmp_path: Path, empty_dsn: str) -> None:
     there = {"DATABASE_URL": empty_dsn, "SECRET_KEY": KEY}
     before = run(tmp_path, "migrate", "--status", **there)
-    assert before.returncode == 0, before.stderr
+    assert before.returncode == 1, before.stderr  # so that a script can tell
     assert before.stdout.splitlines() == [f"pending  {name}" for name in NAMES]
     with psycopg.connect(empty_dsn) as connection:  # nothing was changed
         assert connection.execute("SELECT to_regclass('clients')").fetchone() == (None,)
@@ -162,6 +240,7 @@ def test_migrate(tmp_path: Path, empty_dsn: str) -> None:
     assert applied.returncode == 0, applied.stderr
     assert "all applied" in applied.stdout
     after = run(tmp_path, "migrate", "--status", **there)
+    assert after.returncode == 0
     assert after.stdout.splitlines() == [f"applied  {name}" for name in NAMES]
 
 

@@ -40,6 +40,7 @@ def environment(place: Path, **more: str) -> dict[str, str]:
     ours = ("DATABASE_", "GATEWAY_", "BOOTSTRAP_", "SECRET_", "COV_")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
+        "NOTIFIER_ENV_FILE": os.devnull,
         "DATA_DIR": str(place),
         "PORT": "0",
         "COLUMNS": "120",

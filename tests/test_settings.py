@@ -200,11 +200,11 @@ def test_the_environment_beats_the_env_file(tmp_path: Path) -> None:
     assert (sources["PORT"], sources["HOST"], sources["ROLE"]) == ("environment", ".env", "default")
 
 
-def test_an_env_file_may_be_missing_but_not_unreadable(tmp_path: Path) -> None:
-    Settings.load({}, tmp_path / "none")
+def test_an_env_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"PORT=\xff")
-    (error,) = errors_of({}, tmp_path / ".env")
-    assert "cannot be read" in error
+    for name in (".env", "none", "."):
+        (error,) = errors_of({}, tmp_path / name)
+        assert "cannot be read" in error
 
 
 def test_a_line_of_the_env_file_that_says_nothing_is_an_error(tmp_path: Path) -> None:

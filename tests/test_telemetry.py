@@ -171,3 +171,4 @@ def test_every_metric_is_in_the_exposition() -> None:
         "python_info",
     ):
         assert name in text
+    assert "_created" not in text

@@ -32,6 +32,7 @@ GENERATED = ("PKG-INFO", "setup.cfg", "notifier_server.egg-info/")
 
 
 class Built(NamedTuple):
+    copy: Path
     files: list[str]
     sdist: Path
     wheel: Path
@@ -67,11 +68,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     # What a checkout may hold besides, and nobody else should get.
     for stray in (".env", "dump.sql", ".data/secret_key", "tests/__pycache__/x.pyc"):
         (place / "copy" / stray).parent.mkdir(parents=True, exist_ok=True)
-        (place / "copy" / stray).write_text("private")
+        (place / "copy" / stray).write_text("PORT=8123  # private")
     sdist = build("sdist", place / "copy", place)
     with tarfile.open(sdist) as archive:
         archive.extractall(place, filter="data")
-    return Built(files, sdist, build("wheel", place / sdist.name.removesuffix(".tar.gz"), place))
+    return Built(place / "copy", files, sdist, build("wheel", place / sdist.name.removesuffix(".tar.gz"), place))
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,25 @@ async def test_it_serves_from_the_wheel_alone(program: Path, place: Path) -> Non
 
 def test_it_is_called_what_the_user_has_typed(program: Path, tmp_path: Path) -> None:
     for command, name in (([program], "notifier"), ([sys.executable, ROOT / "server.py"], "server.py")):
-        ended = call(tmp_path, *command, "serve", PORT="eighty")
+        ended = call(tmp_path, *command, "serve", PORT="eighty", NOTIFIER_ENV_FILE=os.devnull)
         assert ended.returncode == 2
         assert ended.stderr.endswith(f"nothing was started; see: {name} config check\n")
+
+
+def test_a_settings_file_lies_beside_the_program_or_in_the_current_folder(
+    built: Built, program: Path, tmp_path: Path
+) -> None:
+    """A wheel has no folder of the program's own: what lies beside its packages is not ours."""
+
+    def read(*command: str | Path) -> tuple[str, bool]:
+        ended = call(tmp_path, *command, "config", "check")
+        assert ended.returncode == 0, ended.stderr
+        first, *table = ended.stdout.splitlines()
+        return first, any("8123" in line and "PORT" in line for line in table)
+
+    server: list[str | Path] = [sys.executable, built.copy / "server.py"]
+    assert read(*server) == (f"settings file: {built.copy / '.env'}", True)
+    assert read(program) == ("settings file: none", False)
+    (tmp_path / ".env").write_text("PORT=8124\n")
+    for command in (server, [program]):
+        assert read(*command) == (f"settings file: {tmp_path / '.env'}", False)

@@ -389,7 +389,7 @@ class Scheduler:
         asked = time.monotonic()
         await asyncio.sleep(TICK)
         lag = time.monotonic() - asked - TICK
-        telemetry.LOOP_LAG.set(lag)
+        telemetry.LOOP_LAG.set(max(0.0, lag))  # uvloop's timers have whole milliseconds, and fire up to one too early
         self.sender.note_lag(lag)
         return 0.0
 

@@ -57,6 +57,7 @@ def service(gateway: Simulator, place: Path) -> Iterator[str]:
         "SECRET_KEY": "a key of the browser test, long enough",
         "DEFAULT_TIMEZONE": "Europe/Moscow",
         "PORT": "0",
+        "NOTIFIER_ENV_FILE": os.devnull,
         "LOG_FORMAT": "console",
     }
     kept = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
