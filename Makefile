@@ -16,10 +16,7 @@ demo: $(VENV)/.with-embedded ## from nothing to a finished mailing; ARGS="--clie
 	@$(BIN)/python server.py demo $(ARGS)
 
 test: lint ## everything CI runs: format, lint, types, import contract, tests, coverage; ARGS go to pytest
-	$(BIN)/python -m pytest -n auto --cov --cov-report= $(ARGS)
-ifeq ($(strip $(ARGS)),)
-	$(BIN)/python -m coverage report --include='notifier/delivery/*,notifier/storage/*' --fail-under=95
-endif
+	@$(BIN)/python -m tests.run $(ARGS)
 
 lint: $(VENV)/.with-test ## format check, ruff, mypy, import contract
 	$(BIN)/python -m ruff format --check --quiet .
@@ -51,6 +48,7 @@ $(VENV)/.with-%: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "'$(PYTHON)' has no venv module. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo '*' >$(VENV)/.gitignore
 	@echo "Installing into $(VENV) ($(EXTRAS)); this happens once …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@

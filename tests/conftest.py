@@ -20,20 +20,38 @@ import pytest
 from tornado.ioloop import IOLoop
 
 from chaos.stage import scratch
+from notifier.settings import OWN_PREFIXES, SETTINGS
 from notifier.storage import database
 from notifier.storage.embedded import running
 
 TESTS = Path(__file__).parent
 PLACE = "NOTIFIER_TEST_PLACE"
-ASYNC_TEST_TIMEOUT = 55.0
+TEST_DATABASE_URL = "TEST_DATABASE_URL"
+ASYNC_TEST_TIMEOUT = 280.0
+"""Seconds; a little less than pytest-timeout's, so that what hangs can still tidy up."""
 PATIENCE = 20.0
 """Seconds until what a test waits for is taken not to come; long, since the machine may have more to do."""
+
+
+def forget_settings() -> None:
+    """Drop from the environment whatever of the shell's would reach what is tested: only TEST_DATABASE_URL counts.
+
+    Settings of Notifier, libpq's own variables, proxies, and what makes a terminal's colours.
+    """
+    ours = {name for setting in SETTINGS for name in (setting.name, f"{setting.name}_FILE")}
+    others = {"FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"}
+    for name in list(os.environ):
+        if name in ours | others or name.startswith((*OWN_PREFIXES, "PG")) or name.lower().endswith("_proxy"):
+            del os.environ[name]
+
+
+forget_settings()  # before any module of tests is imported
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's job in the background; children inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    config.option.async_test_timeout = float(os.environ.get("ASYNC_TEST_TIMEOUT", ASYNC_TEST_TIMEOUT))
+    config.option.async_test_timeout = ASYNC_TEST_TIMEOUT
     if not hasattr(config, "workerinput"):  # the workers of pytest-xdist inherit it
         os.environ[PLACE] = str(scratch("notifier-test-"))
 
@@ -48,6 +66,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.add_marker("gen_test")
+        # What starts a database server or whole replicas of its own is not to share the machine with other tests.
+        if item.path.parent == TESTS / "faults" or "place" in getattr(item, "fixturenames", ()):
+            item.add_marker("alone")
         # Only of the engine and its tables coverage is judged; to trace all the others' tests took 70 % more time.
         if not {"delivery", "storage"}.intersection(item.path.relative_to(TESTS).parts):
             item.add_marker("no_cover")
@@ -77,7 +98,7 @@ def with_database(dsn: str, name: str) -> str:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder of this test's own for an embedded server."""
+    """A folder of this test's own for an embedded server; whoever asks for it is run ``alone``."""
     folder = scratch("notifier-test-")
     yield folder
     shutil.rmtree(folder)
@@ -85,8 +106,8 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The DSN of the server all workers share: ``DATABASE_URL``, or an embedded one not made to last."""
-    if dsn := os.environ.get("DATABASE_URL"):
+    """The DSN of the server all workers share: ``TEST_DATABASE_URL``, or an embedded one not made to last."""
+    if dsn := os.environ.get(TEST_DATABASE_URL):
         yield dsn
     else:
         with running(Path(os.environ[PLACE]), fast=True) as dsn:

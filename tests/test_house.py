@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import configparser
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,25 @@ def test_nothing_names_a_machine_or_where_packages_come_from() -> None:
             text = (ROOT / path).read_bytes().decode("utf-8", "ignore")
             found += [f"{path}: {match[0].strip()}" for match in OF_ONE_MACHINE.finditer(text)]
     assert not found
+
+
+@pytest.mark.parametrize("name", [".venv", ".venv312"])
+def test_an_environment_in_the_checkout_is_nobodys_code(tmp_path: Path, name: str) -> None:
+    for path in (".gitignore", "pyproject.toml"):
+        shutil.copy(ROOT / path, tmp_path)
+    (tmp_path / "ours.py").write_text("")
+    (tmp_path / name / "lib").mkdir(parents=True)
+    (tmp_path / name / "lib" / "theirs.py").write_text("import nothing,of,this,name")
+    for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."]):
+        ruff = subprocess.run(
+            [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, check=False, text=True
+        )
+        assert ruff.returncode == 0, ruff.stdout
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "--others", "--exclude-standard"], cwd=tmp_path, capture_output=True, check=True, text=True
+    )
+    assert listed.stdout.split() == [".gitignore", "ours.py", "pyproject.toml"]
 
 
 def test_the_documentation_names_every_hole_and_every_test_that_shows_one() -> None:

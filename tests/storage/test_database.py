@@ -16,7 +16,7 @@ from notifier.errors import NotifierError, Unavailable
 from notifier.storage import database
 from notifier.storage.database import AWAY, Db, Pool
 from notifier.storage.embedded import running
-from tests.conftest import poll_until, with_database
+from tests.conftest import TEST_DATABASE_URL, poll_until, with_database
 
 
 def with_dead_host_first(dsn: str) -> str:
@@ -233,7 +233,7 @@ async def test_check_passes_what_keeps_the_promises(place: Path) -> None:
 
 @pytest.mark.parametrize("setting", ["synchronous_commit", "fsync"])
 async def test_check_refuses_a_database_that_forgets(dsn: str, setting: str) -> None:
-    if setting == "fsync" and "DATABASE_URL" in os.environ:
+    if setting == "fsync" and TEST_DATABASE_URL in os.environ:
         pytest.skip("only the embedded server of the tests has it off")
     value = "off" if setting == "synchronous_commit" else "on"
     with psycopg.connect(dsn, autocommit=True) as admin:
