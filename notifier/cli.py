@@ -11,13 +11,14 @@ from pathlib import Path
 import asyncpg
 import click
 from rich.console import Console
+from rich.progress import FileSizeColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from notifier import __version__, app, settings, simulator
 from notifier.demo import command as demo
 from notifier.errors import NotifierError, SettingsError
 from notifier.storage import audit as checks
-from notifier.storage import database, embedded, installation
+from notifier.storage import database, embedded, installation, transfer
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,7 +77,7 @@ def migrate(status: bool) -> None:
 
 def _migration_status(loaded: settings.Settings) -> list[tuple[str, bool]]:
     with _as_it_is(loaded) as dsn:
-        return database.migration_status((loaded.database_url and loaded.database_migration_url) or dsn)
+        return database.migration_status(_direct(loaded, dsn))
 
 
 @contextmanager
@@ -122,6 +123,59 @@ async def _release(dsn: str, loaded: settings.Settings, *, sure: bool) -> None:
             click.confirm("Release it, so that its replicas send?", abort=True)
         await installation.release(db, loaded.instance)
         click.echo("released: its replicas send")
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def dump(file: Path) -> None:
+    """Write the whole database into FILE, for `load` on another server.
+
+    For a move between PostgreSQL versions, also out of the embedded one: FILE can be read into every version from 15
+    on. Stop the service first: what it does meanwhile is not in the file. FILE holds phones and texts.
+    """
+    with app.told():
+        loaded = settings.Settings.load()
+        app.configure_logging(loaded)
+        with _as_it_is(loaded) as dsn, _moving() as progress:
+            moved = transfer.dump(_direct(loaded, dsn), file, progress)
+        if moved.replicas:
+            click.echo(f"warning: {moved.replicas} replicas are running; what they do from now on is not in {file}")
+        click.echo(f"{sum(moved.rows.values())} rows of {len(moved.rows)} tables are in {file}")
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+def load(file: Path) -> None:
+    """Read FILE, written by `dump`, into an empty database; all of it or nothing.
+
+    The database then counts as a copy: `release` lets it send, once the other one does not any more.
+    """
+    with app.told():
+        loaded = settings.Settings.load()
+        app.configure_logging(loaded)
+        with _as_it_is(loaded) as dsn, _moving() as progress:
+            moved = transfer.load(_direct(loaded, dsn), file, progress)
+        click.echo(f"{sum(moved.rows.values())} rows of {len(moved.rows)} tables are loaded")
+        click.echo("nothing is sent from here until you release it: server.py release")
+
+
+def _direct(loaded: settings.Settings, dsn: str) -> str:
+    """The address for long transactions: that of the migrations, where the other leads to a pooler."""
+    return (loaded.database_url and loaded.database_migration_url) or dsn
+
+
+@contextmanager
+def _moving() -> Iterator[transfer.Progress]:
+    columns = (TextColumn("{task.description}"), FileSizeColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(table: str, done: int) -> None:
+            if table not in tasks:
+                tasks[table] = bars.add_task(table, total=None)
+            bars.update(tasks[table], completed=done)
+
+        yield progress
 
 
 @main.command()

@@ -113,7 +113,7 @@ def closed() -> str:
 def test_help_lists_the_commands(tmp_path: Path) -> None:
     ended = run(tmp_path, "--help")
     assert ended.returncode == 0
-    for command in ("serve", "demo", "gateway", "migrate", "audit", "release", "config"):
+    for command in ("serve", "demo", "gateway", "migrate", "audit", "dump", "load", "release", "config"):
         assert f"\n  {command} " in ended.stdout
 
 
@@ -276,6 +276,16 @@ def test_a_copy_of_the_database_is_released(tmp_path: Path, dsn: str) -> None:
     assert run(tmp_path, "release", **given).stdout == "nothing to release: this database is not held\n"
     other = run(tmp_path, "release", "--yes", **given, INSTANCE="a name\nin two lines")
     assert (other.returncode, "INSTANCE: is not a name" in other.stderr) == (2, True)
+
+
+def test_a_database_is_dumped_and_loaded(tmp_path: Path, dsn: str, empty_dsn: str) -> None:
+    given = {"DATABASE_URL": dsn, "SECRET_KEY": KEY}
+    dumped = run(tmp_path, "dump", "all.zip", **given)
+    assert (dumped.returncode, "tables are in all.zip" in dumped.stdout) == (0, True), dumped.stderr
+    again = run(tmp_path, "dump", "all.zip", **given)
+    assert (again.returncode, "all.zip is there already" in again.stderr) == (1, True)
+    loaded = run(tmp_path, "load", "all.zip", **(given | {"DATABASE_URL": empty_dsn}))
+    assert (loaded.returncode, "until you release it" in loaded.stdout) == (0, True), loaded.stderr
 
 
 def test_an_audit_that_cannot_run(tmp_path: Path, empty_dsn: str, dsn: str) -> None:

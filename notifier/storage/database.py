@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import glob
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -107,11 +107,11 @@ async def transaction(db: Db, *, snapshot: bool = False) -> AsyncIterator[Connec
             yield db
 
 
-def migrate(dsn: str, folder: Path = MIGRATIONS) -> list[str]:
+def migrate(dsn: str, folder: Path = MIGRATIONS, *, only: Container[str] | None = None) -> list[str]:
     """Apply what is not applied yet and return the names; any number of replicas may do so at once.
 
-    Raises ``psycopg.Error`` when a migration fails; what stood before it stays applied. Raises ``NotifierError`` for
-    a role that may not create tables.
+    With ``only`` nothing else is applied. Raises ``psycopg.Error`` when a migration fails; what stood before it stays
+    applied. Raises ``NotifierError`` for a role that may not create tables.
     """
     with psycopg.connect(dsn) as connection:
         # In a transaction held open, so that it holds behind a pooler too.
@@ -134,6 +134,7 @@ def migrate(dsn: str, folder: Path = MIGRATIONS) -> list[str]:
             backend.break_lock()  # its holder is dead, or we would not hold ours
             with backend.lock():
                 pending = backend.to_apply(yoyo.read_migrations(glob.escape(str(folder))))
+                pending = [each for each in pending if only is None or each.id in only]
                 for migration in pending:
                     _apply(backend, migration)
     return [migration.id for migration in pending]
