@@ -29,6 +29,7 @@ from notifier.models import OnUnknown
 from notifier.settings import Settings, secret_key
 from notifier.storage import database, embedded, replicas
 from notifier.storage.installation import Hold
+from notifier.web.addresses import PublicUrl
 from notifier.web.base import SERVER, Context, GatewayDefaults, bootstrap_token
 from notifier.web.routes import ROUTES, make_application
 from notifier.web.system import Health, Metrics, Ready
@@ -266,6 +267,8 @@ def _context(
         ready=ready,
         pause_all=settings.pause_all,
         version=__version__,
+        public=PublicUrl.of(settings.public_url),
+        proxies=settings.trusted_proxies,
     )
 
 

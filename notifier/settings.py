@@ -9,11 +9,13 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -28,10 +30,13 @@ Role = Literal["all", "api", "worker"]
 OnUnknown = Literal["retry", "hold"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["console", "json"]
+Network = IPv4Network | IPv6Network
 
 BOOTSTRAP_TOKEN_MIN = 20
 SECRET_KEY_MIN = 32
 # In the environment misspelt names are looked for only here: too many other programs use HOST, LOG_… and the like.
+OWN_PATHS = ("admin", "api", "docs", "static", "receipts", "openapi.json", "healthz", "readyz", "metrics")
+"""Where the service's own paths begin, so no path prefix may."""
 OWN_PREFIXES = ("DATABASE_", "GATEWAY_")
 
 
@@ -141,6 +146,59 @@ def _gateway_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _public_url(text: str) -> str:
+    right = "give one like https://notifier.example.com or https://example.com/notifier"
+    try:
+        parts = urlsplit(_text(text))
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"is not an address; {right}") from error
+    host = parts.hostname
+    if "@" in parts.netloc:
+        raise ValueError(f"contains a user or a password, which no link may carry; {right}")
+    if parts.scheme not in ("http", "https") or not host or port == 0 or parts.netloc.endswith(":"):
+        raise ValueError(f"{text!r} is not an http:// or https:// address; {right}")
+    if "?" in text or "#" in text:
+        raise ValueError(f"contains a query or a fragment, which cannot be a base address; {right}")
+    if not host.isascii():
+        raise ValueError(f"{host!r} is not what browsers send; give it as {_ascii_host(host)}")
+    path = parts.path.rstrip("/")
+    segments = path.split("/")[1:]
+    if any(not re.fullmatch(r"[\w.~-]+", each, re.ASCII) or each in (".", "..") for each in segments):
+        raise ValueError(f"its path {path!r} may have letters, digits and . _ ~ - between single slashes; {right}")
+    if segments and segments[0] in OWN_PATHS:
+        raise ValueError(f"its path begins with /{segments[0]}, which is an address of the service; take another")
+    host = f"[{host}]" if ":" in host else host
+    default = {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{host}{f':{port}' if port not in (None, default) else ''}{path}"
+
+
+def _ascii_host(host: str) -> str:
+    try:
+        return host.encode("idna").decode()
+    except UnicodeError:
+        return "ASCII"
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    networks = []
+    for each in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            network = ip_network(each, strict=False)
+        except ValueError as error:
+            raise ValueError(
+                f"{each!r} is no address and no network; give some like 10.0.0.5, 10.1.0.0/16, separated by commas"
+            ) from error
+        if "/" in each and ip_address(each.partition("/")[0]) != network.network_address:
+            raise ValueError(
+                f"{each!r} has bits set beyond its mask; give {network} for the network, or the address alone"
+            )
+        if network.prefixlen == 0:
+            raise ValueError(f"{each!r} would believe everybody; name the proxies' addresses or networks")
+        networks.append(network)
+    return tuple(networks)
+
+
 def _bearer(least: int) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if not text.isascii():
@@ -212,6 +270,19 @@ class Settings:
         _name,
         None,
         "name of this installation; a database that another one used last sends nothing until it is released",
+    )
+    public_url: str | None = _setting(
+        _public_url,
+        None,
+        "address under which people reach the service: scheme, host, port and path prefix. With https cookies are "
+        "Secure, and other hosts are refused",
+    )
+    trusted_proxies: tuple[Network, ...] = _setting(
+        _networks,
+        (),
+        "addresses and networks of proxies, separated by commas, whose `X-Forwarded-For` and `X-Forwarded-Proto` "
+        "are believed",
+        shown="",
     )
     role: Role = _setting(
         _choice("all", "api", "worker"),
@@ -477,6 +548,8 @@ def _shown(value: object, secret: bool) -> str:
         return str(int(value))
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "–"
     if not secret:
         return str(value)
     return _without_password(str(value)) if "://" in str(value) else "***"

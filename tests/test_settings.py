@@ -42,6 +42,8 @@ def test_everything_given() -> None:
         "DATA_DIR": "/var/lib/notifier",
         "HOST": "::1",
         "PORT": "0",
+        "PUBLIC_URL": "https://notifier.example.com",
+        "TRUSTED_PROXIES": "127.0.0.1",
         "ROLE": "worker",
         "GATEWAY_URL": "http://127.0.0.1:8090/base/",
         "GATEWAY_CONCURRENCY": "10000",
@@ -141,6 +143,68 @@ def test_a_gateway_url_is_a_plain_base_address(url: str) -> None:
     (error,) = errors_of({"GATEWAY_URL": url, "GATEWAY_TOKEN": "jwt"})
     assert error.startswith("GATEWAY_URL: ")
     assert "hidden" not in error
+
+
+@pytest.mark.parametrize(
+    ("url", "read"),
+    [
+        ("https://notifier.example.com", "https://notifier.example.com"),
+        ("HTTPS://Notifier.Example.com:443/sms/", "https://notifier.example.com/sms"),
+        ("http://[::1]:80/", "http://[::1]"),
+        ("https://example.com:8443/a/b-c.d~e_f", "https://example.com:8443/a/b-c.d~e_f"),
+    ],
+)
+def test_the_public_address_is_read_as_browsers_write_it(url: str, read: str) -> None:
+    assert Settings.load({"PUBLIC_URL": url}, None).public_url == read
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("notifier.example.com", "https://notifier.example.com"),
+        ("ftp://user:hidden@host", "password"),
+        ("https://host:0", "http:// or https://"),
+        ("https://host:", "http:// or https://"),
+        ("https://host:99999", "not an address"),
+        ("https://[::1", "not an address"),
+        ("https://host/?a=hidden", "query"),
+        ("https://host/a//b", "single slashes"),
+        ("https://host/../b", "single slashes"),
+        ("https://host/%61", "letters, digits"),
+        ("https://host/admin", "begins with /admin"),
+        ("https://host/api/sms", "begins with /api"),
+        ("https://пример.рф", "xn--e1afmkfd.xn--p1ai"),
+    ],
+)
+def test_a_public_address_that_no_link_could_begin_with_stops_the_start(url: str, says: str) -> None:
+    (error,) = errors_of({"PUBLIC_URL": url})
+    assert error.startswith("PUBLIC_URL: ")
+    assert says in error
+    assert "hidden" not in error
+
+
+def test_proxies_are_addresses_and_networks() -> None:
+    settings = Settings.load({"TRUSTED_PROXIES": " 10.0.0.5, 10.1.0.0/16,2001:db8::/32 "}, None)
+    assert list(map(str, settings.trusted_proxies)) == ["10.0.0.5/32", "10.1.0.0/16", "2001:db8::/32"]
+    assert ("TRUSTED_PROXIES", "10.0.0.5/32, 10.1.0.0/16, 2001:db8::/32", "environment") in settings.describe()
+    assert Settings.load({}, None).trusted_proxies == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("proxy.example.com", "separated by commas"),
+        ("10.0.0.5 10.0.0.6", "separated by commas"),
+        ("10.0.0.0/33", "no address and no network"),
+        ("10.0.0.5/8", "10.0.0.0/8"),
+        ("0.0.0.0/0", "everybody"),
+        ("10.0.0.5,::/0", "everybody"),
+    ],
+)
+def test_whom_nobody_should_trust_is_told(text: str, says: str) -> None:
+    (error,) = errors_of({"TRUSTED_PROXIES": text})
+    assert error.startswith("TRUSTED_PROXIES: ")
+    assert says in error
 
 
 def test_what_belongs_together_is_asked_for() -> None:

@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from http import HTTPStatus
@@ -39,6 +39,7 @@ from notifier.storage import idempotency
 from notifier.storage.database import AWAY, Connection, Db, Pool, transaction
 from notifier.storage.installation import Hold
 from notifier.web import schemas
+from notifier.web.addresses import Network, PublicUrl, client_of
 
 SERVER: Mapping[str, Any] = {
     "max_body_size": 2**62,  # `Application` holds bodies back itself: too long a one gets a 413, not a torn connection
@@ -128,6 +129,7 @@ class Context:
 
     ``wake`` tells the scheduler to look at once. ``hold`` says whether the database looks like a copy. ``ready`` says
     why requests should go elsewhere, or None.
+    ``proxies`` are the networks whose forwarding headers are believed.
     """
 
     db: Pool
@@ -140,6 +142,8 @@ class Context:
     ready: Callable[[], Awaitable[str | None]]
     pause_all: bool
     version: str
+    public: PublicUrl
+    proxies: Collection[Network]
 
 
 # ---- errors → HTTP
@@ -147,6 +151,16 @@ class Context:
 
 class BadRequest(errors.NotifierError):
     """The request cannot be understood."""
+
+
+class Misdirected(errors.NotifierError):
+    """This is not the host under which the service is reached."""
+
+    def __init__(self, host: str, url: str) -> None:
+        super().__init__(
+            f"This service is {url}, and this request is for {host[:100]!r}. Call that address; if you did, its proxy"
+            " does not pass the header Host on."
+        )
 
 
 class TooLarge(errors.NotifierError):
@@ -181,6 +195,7 @@ STATUS_OF: dict[type[BaseException], tuple[int, str, str]] = {
     errors.IllegalTransition: (409, "illegal-transition", "The status does not allow this"),
     errors.Conflict: (409, "conflict", "The present state does not allow this"),
     errors.Stale: (412, "stale", "The resource was changed meanwhile"),
+    Misdirected: (421, "misdirected", "Another host is meant"),
     TooLarge: (413, "too-large", "The body is too large"),
     Encoded: (415, "encoded", "The body is encoded"),
     errors.Invalid: (422, "invalid", "The input is not acceptable"),
@@ -348,6 +363,8 @@ class Base(tornado.web.RequestHandler):
     """The heading in the documentation."""
     ACCESS: ClassVar[Mapping[str, str]] = {}
     """Method → scope or `PUBLIC`, where no route says it."""
+    ANY_HOST: ClassVar[bool] = False
+    """Whether it is answered under whatever name it is asked for."""
     MAX_BODY: ClassVar[int] = BODY
     """Bytes; `SMALL_BODY` where no token is asked for."""
 
@@ -362,6 +379,7 @@ class Base(tornado.web.RequestHandler):
         self.access = self.ACCESS if access is None else access
         self.context: Context = self.settings["context"]
         self.db: Db = self.context.db
+        self.client = client_of(self.request, self.context.proxies)
         given = self.request.headers.get("X-Request-ID", "")
         self.request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex
         self.set_header("X-Request-ID", self.request_id)  # the first call had come before there was one
@@ -373,6 +391,11 @@ class Base(tornado.web.RequestHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Referrer-Policy", "same-origin")
         self.set_header("Cache-Control", "no-store")
+        public: PublicUrl = self.settings["context"].public
+        if public.is_https:
+            # Others may share the host of a prefix: they decide about its subdomains.
+            subdomains = "" if public.prefix else "; includeSubDomains"
+            self.set_header("Strict-Transport-Security", f"max-age=31536000{subdomains}")
         if hasattr(self, "request_id"):
             self.set_header("X-Request-ID", self.request_id)
 
@@ -391,6 +414,7 @@ class Base(tornado.web.RequestHandler):
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
         if self.refused is not None:
             raise self.refused
+        self._check_host()
         self._check_method()
         if any("\0" in text for text in self.path_kwargs.values()):
             raise tornado.web.HTTPError(404)
@@ -401,12 +425,18 @@ class Base(tornado.web.RequestHandler):
 
         ``length`` is what the head says of it, None where it does not. Asked of large bodies before they are read.
         """
+        self._check_host()
         self._check_method()
         await self.authorize()
         most = SMALL_BODY if self.access[self.verb] == PUBLIC else self.MAX_BODY
         if length is not None and length > most:
             raise TooLarge(most)
         return most
+
+    def _check_host(self) -> None:
+        public = self.context.public
+        if not (self.ANY_HOST or public.is_of(self.request.host, self.request.remote_ip or "")):
+            raise Misdirected(self.request.host, public.url)
 
     def _check_method(self) -> None:
         if self.verb not in self.access:
@@ -427,6 +457,10 @@ class Base(tornado.web.RequestHandler):
     def next_cursor(self, values: Sequence[int] | None, query: Mapping[str, Any]) -> str | None:
         """Return the cursor of the page of this list that begins at ``values``, None for None."""
         return None if values is None else schemas.write_cursor(values, schemas.list_key(self.request.path, query))
+
+    def redirect(self, url: str, permanent: bool = False, status: int | None = None) -> None:
+        """Lead to another path of ours."""
+        super().redirect(self.context.public.prefix + url, permanent, status)
 
     def wake(self) -> None:
         """Have the scheduler look at once, when the answer is out and what it says is committed."""
@@ -487,9 +521,11 @@ class NotFound(Base):
     """What answers where there is no route."""
 
     async def admit(self, length: int | None) -> int:
+        self._check_host()
         raise tornado.web.HTTPError(404)
 
     def prepare(self) -> None:
+        self._check_host()
         if self.request.path.startswith("/api/") and self.request.path.endswith("/"):
             raise errors.NotFound("There is nothing at this address; there may be without the slash at its end.")
         raise tornado.web.HTTPError(404)
@@ -554,11 +590,14 @@ class Handler(Base):
         return int(version)
 
     def answer(self, value: Any = None, *, location: str | None = None) -> None:
-        """Answer with ``value`` as the operation's schema shows it, its ``version`` as the ETag, and its status."""
+        """Answer with ``value`` as the operation's schema shows it, its ``version`` as the ETag, and its status.
+
+        ``location`` is a path of ours.
+        """
         assert self.operation is not None
         self.set_status(self.operation.status)
         if location is not None:
-            self.set_header("Location", location)
+            self.set_header("Location", self.context.public.prefix + location)
         version = getattr(value, "version", None)
         if version is not None:
             self.set_header("ETag", f'"{version}"')
@@ -599,6 +638,14 @@ class Handler(Base):
 
 class Application(tornado.web.Application):
     """Tornado's application, which reads a large body only once its head is found good; see `SERVER`."""
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        """Return what answers; within, no path has the public prefix."""
+        context: Context = self.settings["context"]
+        if context.public.prefix and request.uri is not None:
+            request.uri = context.public.inside(request.uri)
+            request.path = request.uri.partition("?")[0]
+        return super().find_handler(request, **kwargs)
 
     def get_handler_delegate(  # type: ignore[override]
         self,

@@ -54,8 +54,8 @@ class _Route(Protocol):
     def access(self) -> Any: ...
 
 
-def describe(routes: Iterable[_Route], version: str) -> dict[str, Any]:
-    """Return the document of all verbs that have an `operation`."""
+def describe(routes: Iterable[_Route], version: str, url: str = "/") -> dict[str, Any]:
+    """Return the document of all verbs that have an `operation`; ``url`` is where they are called."""
     named: dict[str, type[Schema]] = {}
 
     def name_of(schema: type[Schema] | Schema) -> str:
@@ -70,7 +70,7 @@ def describe(routes: Iterable[_Route], version: str) -> dict[str, Any]:
         openapi_version="3.1.0",
         plugins=[plugin],
         info={"description": DESCRIPTION.strip()},
-        servers=[{"url": "/"}],
+        servers=[{"url": url}],
     )
     assert plugin.converter is not None
     plugin.converter.field_mapping |= TYPES

@@ -131,5 +131,5 @@ def make_application(context: Context, routes: tuple[Route, ...] = ROUTES) -> Ap
         xsrf_cookies=True,
         cookie_secret=context.secret_key,
         context=context,
-        openapi=orjson.dumps(openapi.describe(routes, context.version)),
+        openapi=orjson.dumps(openapi.describe(routes, context.version, context.public.url or "/")),
     )

@@ -18,6 +18,8 @@ DOCS_CSP = (
 
 
 class Health(Base):
+    ANY_HOST = True
+
     @operation(text=True)
     async def get(self) -> None:
         """Tell that the process is alive; nobody else is asked."""
@@ -26,6 +28,8 @@ class Health(Base):
 
 
 class Ready(Base):
+    ANY_HOST = True
+
     @operation(text=True, errors=(503,))
     async def get(self) -> None:
         """Tell whether requests should come here: the database and its schema are there, and we are not stopping."""
@@ -38,6 +42,8 @@ class Ready(Base):
 
 
 class Metrics(Base):
+    ANY_HOST = True
+
     @operation(text=True)
     async def get(self) -> None:
         """Show the metrics, in Prometheus' text format."""

@@ -18,6 +18,7 @@ from tornado.testing import bind_unused_port
 
 from notifier.storage.database import Pool
 from notifier.storage.installation import Hold
+from notifier.web.addresses import PublicUrl
 from notifier.web.base import SERVER, Application, Context, GatewayDefaults, bootstrap_token
 from notifier.web.routes import make_application
 
@@ -44,11 +45,15 @@ class Reply:
 
 @dataclass
 class Api:
-    """Calls the application; ``woken`` counts how often the scheduler would have been woken."""
+    """Calls the application; ``woken`` counts how often the scheduler would have been woken.
+
+    ``headers`` go with every call.
+    """
 
     url: str
     context: Context
     token: str | None = TOKEN
+    headers: dict[str, str] = field(default_factory=dict)
     woken: list[None] = field(default_factory=list)
     session: aiohttp.ClientSession | None = None
 
@@ -64,6 +69,7 @@ class Api:
     ) -> Reply:
         """Call ``path`` under /api/v1, or any other that begins with two slashes (``//healthz``)."""
         sent = {"Authorization": f"Bearer {self.token}"} if self.token is not None else {}
+        sent |= self.headers
         if json is not None:
             data = orjson.dumps(json)
             sent["Content-Type"] = "application/json"
@@ -127,6 +133,8 @@ def make_api(io_loop: IOLoop, db: Pool) -> Iterator[MakeApi]:
             ready=ready,
             pause_all=False,
             version="test",
+            public=PublicUrl(),
+            proxies=(),
         )
         context = replace(context, **changes)
 

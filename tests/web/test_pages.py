@@ -196,7 +196,7 @@ async def test_cookies_are_for_these_pages_only_and_tell_no_token(browser: Brows
     reply = await browser.post("/admin/login", page | {"token": TOKEN})
     cookie = reply.headers["Set-Cookie"]
     assert cookie.startswith("session=")
-    for word in ("HttpOnly", "SameSite=Lax", "Path=/admin", "expires="):
+    for word in ("HttpOnly", "SameSite=Lax", "Path=/;", "expires="):
         assert word in cookie
     assert "Secure" not in cookie  # over http nobody could log in
     assert TOKEN not in "".join(browser.cookies.values())

@@ -302,7 +302,9 @@ class Page(Base):
 
     def set_cookie(self, name: str, value: str | bytes, *args: Any, **kwargs: Any) -> None:
         """Set a cookie; all of ours are for these pages only, and no script's business."""
-        mine = {"path": "/admin", "httponly": True, "samesite": "Lax", "secure": self.request.protocol == "https"}
+        public = self.context.public
+        secure = public.is_https or (not public.scheme and self.client.scheme == "https")
+        mine = {"path": f"{public.prefix}/", "httponly": True, "samesite": "Lax", "secure": secure}
         super().set_cookie(name, value, *args, **{**kwargs, **mine})
 
     def may(self, scope: str) -> bool:
@@ -337,6 +339,7 @@ class Page(Base):
                 path=self.request.path,
                 held=self.held,
                 pause_all=self.context.pause_all,
+                root=self.context.public.prefix,
                 section=self.SECTION,
                 version=self.context.version,
                 xsrf=self.xsrf_token.decode(),
@@ -348,7 +351,8 @@ class Page(Base):
     def link(self, **parameters: Any) -> str:
         """Return this page's address with these parameters; those that are None are left out."""
         query = urlencode({name: value for name, value in parameters.items() if value is not None})
-        return f"{self.request.path}?{query}" if query else self.request.path
+        path = self.context.public.prefix + self.request.path
+        return f"{path}?{query}" if query else path
 
     def go(self, path: str, message: str, *, wrong: bool = False) -> None:
         """Go to another page, which shows ``message``."""

@@ -87,8 +87,8 @@ class ClientPage(Page):
 
     def refuse_phone(self, form: Form, error: PhoneTaken) -> None:
         """Say who has the phone."""
-        link = Markup('Another client has this phone: <a href="/admin/clients/{}">client {}</a>.')
-        form.refuse("phone", link.format(error.client_id, error.client_id))
+        link = Markup('Another client has this phone: <a href="{}/admin/clients/{}">client {}</a>.')
+        form.refuse("phone", link.format(self.context.public.prefix, error.client_id, error.client_id))
 
     def show_form(self, form: Form, status: int = 200) -> None:
         """Answer with the form of a new client."""
