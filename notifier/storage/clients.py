@@ -164,15 +164,19 @@ async def edit(db: Db, client_id: int, changes: dict[str, Any], *, if_match: int
 
 
 async def delete(db: Db, client_id: int, *, if_match: int | None = None) -> None:
-    """Erase a client, and the phone from the ledger; the messages stay. Raises ``NotFound`` and ``Stale``."""
+    """Erase a client, and what the ledger tells of the person: phone, the gateway's words, and its own id of a message.
+
+    The messages stay. Raises ``NotFound`` and ``Stale``.
+    """
     gone = await db.fetchval(
         """
         WITH gone AS (
             DELETE FROM clients WHERE id = $1 AND ($2::int IS NULL OR version = $2) RETURNING id
         ), erased AS (
-            UPDATE attempts SET phone = NULL
+            UPDATE attempts SET phone = NULL, detail = NULL, reference = NULL
             FROM gone JOIN messages ON messages.client_id = gone.id
-            WHERE attempts.message_id = messages.id AND attempts.phone IS NOT NULL
+            WHERE attempts.message_id = messages.id
+              AND (attempts.phone IS NOT NULL OR attempts.detail IS NOT NULL OR attempts.reference IS NOT NULL)
         ), noted AS (
             INSERT INTO erasures (client_id) SELECT id FROM gone
         )
@@ -196,9 +200,10 @@ async def erase_again(db: Db, after: float) -> int:
                 LIMIT 1000 FOR UPDATE SKIP LOCKED)
             RETURNING client_id
         ), erased AS (
-            UPDATE attempts SET phone = NULL
+            UPDATE attempts SET phone = NULL, detail = NULL, reference = NULL
             FROM gone JOIN messages ON messages.client_id = gone.client_id
-            WHERE attempts.message_id = messages.id AND attempts.phone IS NOT NULL
+            WHERE attempts.message_id = messages.id
+              AND (attempts.phone IS NOT NULL OR attempts.detail IS NOT NULL OR attempts.reference IS NOT NULL)
         )
         SELECT client_id FROM gone
         """,

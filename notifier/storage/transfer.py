@@ -155,7 +155,8 @@ def _load(dsn: str, path: Path, archive: zipfile.ZipFile, progress: Progress) ->
             if rows[table] != about["rows"]:
                 raise NotifierError(f"{path} is damaged: {table} has {rows[table]} rows instead of {about['rows']}")
         for name, value in manifest["sequences"].items():
-            connection.execute("SELECT setval(quote_ident(%s)::regclass, %s)", (name, value))
+            named = sql.Literal(sql.Identifier(name).as_string(connection))
+            connection.execute(sql.SQL("SELECT setval({}, {})").format(named, sql.Literal(value)))
         connection.execute("ANALYZE")
     database.migrate(dsn)
     return Moved(rows, 0)

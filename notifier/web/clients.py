@@ -83,7 +83,7 @@ class Client(Handler):
     async def delete(self, client_id: int) -> None:
         """Erase a client.
 
-        The messages stay, without the phone; what is not sent yet is not sent.
+        The messages stay, without the phone and the gateway's words; what is not sent yet is not sent.
         """
         await clients.delete(self.db, client_id, if_match=self.if_match)
         self.answer()

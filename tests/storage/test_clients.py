@@ -74,14 +74,38 @@ async def test_delete_erases_the_phone_from_the_ledger_and_keeps_the_messages(db
         gone.phone,
         other.phone,
     )
+    # a gateway repeats what it was asked; its id of the message leads to the person in its own lists
+    await db.execute("UPDATE attempts SET detail = 'no such person: ' || phone, reference = 'ref-' || message_id")
     with pytest.raises(Stale):
         await clients.delete(db, gone.id, if_match=9)
     await clients.delete(db, gone.id, if_match=1)
     with pytest.raises(NotFound):
         await clients.delete(db, gone.id)
-    rows = await db.fetch("SELECT message_id, phone FROM attempts ORDER BY message_id, seq")
-    assert [tuple(row) for row in rows] == [(1, None), (1, None), (2, None), (3, other.phone)]
+    rows = [
+        tuple(row)
+        for row in await db.fetch("SELECT message_id, phone, detail, reference FROM attempts ORDER BY message_id, seq")
+    ]
+    assert rows[:3] == [(1, None, None, None), (1, None, None, None), (2, None, None, None)]
+    assert rows[3] == (3, other.phone, f"no such person: {other.phone}", "ref-3")
     assert await db.fetchval("SELECT count(*) FROM messages") == 3
+
+
+async def test_what_a_request_under_way_writes_after_the_erasure_is_erased_too(db: Pool) -> None:
+    gone = await clients.create(db, phone=PHONE)
+    await db.execute("INSERT INTO messages VALUES (1, 1, $1)", gone.id)
+    await clients.delete(db, gone.id)
+    await db.execute(
+        """
+        INSERT INTO attempts (message_id, mailing_id, started_at, phone, outcome, standing, seq, detail, reference)
+        VALUES (1, 1, now(), $1, 'rejected', 'failed', 1, 'no such person', 'ref-1')
+        """,
+        PHONE,
+    )
+    assert await clients.erase_again(db, 3600) == 0
+    assert await clients.erase_again(db, 0) == 1
+    left = await db.fetch("SELECT phone, detail, reference FROM attempts")
+    assert [tuple(row) for row in left] == [(None, None, None)]
+    assert await clients.erase_again(db, 0) == 0
 
 
 async def test_upsert_touches_only_what_changes(db: Pool) -> None:
