@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -25,6 +26,18 @@ OF_ONE_MACHINE = re.compile(r"index-url|find-links|--registry|(?:^|[\s'\"`=(:])/
 
 def text_of(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
+
+
+def requirements() -> list[Requirement]:
+    """Everything that setup.cfg names, with the extras."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    wanted = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    return [Requirement(line) for line in "\n".join(wanted).splitlines() if line and not line.startswith("#")]
+
+
+REQUIREMENTS = requirements()
+LOCKED = "\n".join(path.read_text() for path in sorted((ROOT / "requirements").glob("*.txt")))
 
 
 def test_the_readme_has_a_row_for_every_setting() -> None:
@@ -52,13 +65,44 @@ def test_docker_waits_longer_than_the_service_needs_to_stop() -> None:
 
 
 def test_every_requirement_is_pinned_within_its_range() -> None:
-    lines = [line for line in text_of("constraints.txt").splitlines() if not line.startswith("#")]
-    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg", encoding="utf-8")
-    wanted = [config["options"]["install_requires"], *config["options.extras_require"].values()]
-    for requirement in map(Requirement, filter(None, "\n".join(wanted).splitlines())):
+    pins = dict(re.findall(r"^(\S+)==(\S+)", LOCKED, re.M))
+    for requirement in REQUIREMENTS:
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def test_every_pin_has_hashes() -> None:
+    """pip is told to ask for them; a line without would stop an installation, but only one of that layer."""
+    for pin in re.findall(r"^\w.*(?:\n .*)*", LOCKED, re.M):
+        first, *hashes = re.split(r" \\\n +", pin)
+        assert re.fullmatch(r"[\w.-]+==\S+( ; .*)?", first), first
+        assert hashes, first
+        assert all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", each) for each in hashes), first
+
+
+def test_what_is_installed_is_what_is_required() -> None:
+    for requirement in REQUIREMENTS:
+        if requirement.extras or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        try:
+            installed = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:  # of an extra that tests need not have
+            continue
+        assert requirement.specifier.contains(installed), requirement
+
+
+@pytest.mark.parametrize(
+    ("name", "vulnerable"),
+    [
+        ("aiohttp", "3.14.3"),
+        ("jinja2", "3.1.5"),  # CVE-2025-27516
+        ("marshmallow", "4.1.1"),  # CVE-2025-68480
+        ("orjson", "3.11.5"),  # CVE-2025-67221
+        ("tornado", "6.6.0"),  # percent-encoded paths; GHSA-mpf4-983q-p7j4 before 6.5.8
+    ],
+)
+def test_no_version_is_allowed_that_an_advisory_names(name: str, vulnerable: str) -> None:
+    (requirement,) = [each for each in REQUIREMENTS if each.name == name]
+    assert not requirement.specifier.contains(vulnerable)
 
 
 @pytest.mark.parametrize("folder", sorted(path.name for path in VENDOR.iterdir()))
