@@ -18,11 +18,12 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
+from notifier import phones
 from notifier.demo import NETWORKS, sample, wrong
 from notifier.models import Status
 from notifier.simulator import Entry, read_ledger
 from notifier.storage.database import Pool
-from notifier.web.schemas import parse_phone, zones
+from notifier.web.schemas import zones
 from tests.conftest import poll_until
 
 SERVER = Path(__file__).parent.parent / "server.py"
@@ -160,7 +161,7 @@ def test_the_sample_is_always_the_same() -> None:
     clients = list(sample(30_000))
     assert clients == list(sample(30_000))
     assert len({client["phone"] for client in clients}) == len(clients)
-    assert all(parse_phone(client["phone"]) == int(client["phone"]) for client in clients[:1000])
+    assert all(phones.parse(client["phone"]) == int(client["phone"]) for client in clients[:1000])
     assert {client["phone"][1:4] for client in clients} == {code for code, _, _ in NETWORKS}
     assert {client["timezone"] for client in clients} <= zones()
     assert {"Europe/Kaliningrad", "Asia/Kamchatka"} <= {client["timezone"] for client in clients}

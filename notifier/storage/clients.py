@@ -6,8 +6,8 @@ from typing import Any
 
 import asyncpg
 import orjson
-import phonenumbers
 
+from notifier import phones
 from notifier.errors import NotFound, PhoneTaken, Stale
 from notifier.models import INT64_MAX, Client
 from notifier.storage.database import Connection, Db, transaction
@@ -18,14 +18,6 @@ EXAMINED = 10_000
 _SELECT = """
     SELECT id, phone, operator_code, tags, timezone, attributes, version, created_at, updated_at FROM clients
 """
-
-
-def code_of(phone: int) -> str:
-    """Return the operator's code: of Russian numbers the three digits after the 7, else of the national number."""
-    digits = str(phone)
-    if len(digits) == 11 and digits.startswith("7"):
-        return digits[1:4]
-    return phonenumbers.national_significant_number(phonenumbers.parse(f"+{digits}"))[:3]
 
 
 async def create(
@@ -46,7 +38,7 @@ async def create(
             RETURNING id, phone, operator_code, tags, timezone, attributes, version, created_at, updated_at
             """,
             phone,
-            operator_code or code_of(phone),
+            operator_code or phones.operator_code(phone),
             tags or [],
             timezone,
             attributes or {},
@@ -129,7 +121,7 @@ async def edit(db: Db, client_id: int, changes: dict[str, Any], *, if_match: int
     """
     phone = changes.get("phone")
     if phone is not None:
-        changes = {"operator_code": code_of(phone), **changes}
+        changes = {"operator_code": phones.operator_code(phone), **changes}
     try:
         async with transaction(db) as connection:
             row = await connection.fetchrow(
@@ -236,7 +228,7 @@ async def _upsert(db: Connection, items: list[dict[str, Any]]) -> dict[int, tupl
     def naming(key: str) -> list[int]:
         return [item["phone"] for item in items if key in item]
 
-    phones = [item["phone"] for item in items]
+    numbers = [item["phone"] for item in items]
     # $6 to $9: which phones come with which key. The row proposed for insertion has no place to say so.
     rows = await db.fetch(
         """
@@ -259,8 +251,8 @@ async def _upsert(db: Connection, items: list[dict[str, Any]]) -> dict[int, tupl
            OR (old.phone = ANY ($9) AND old.attributes <> excluded.attributes)
         RETURNING phone, id, xmax = 0 AS created
         """,
-        phones,
-        [item.get("operator_code") or code_of(item["phone"]) for item in items],
+        numbers,
+        [item.get("operator_code") or phones.operator_code(item["phone"]) for item in items],
         [orjson.dumps(item.get("tags", [])).decode() for item in items],
         [item.get("timezone") for item in items],
         [orjson.dumps(item.get("attributes", {})).decode() for item in items],
@@ -270,8 +262,8 @@ async def _upsert(db: Connection, items: list[dict[str, Any]]) -> dict[int, tupl
         naming("attributes"),
     )
     ids = {row["phone"]: (row["id"], row["created"]) for row in rows}
-    if len(ids) < len(phones):  # those that had nothing to change; they are locked, so they are there
-        same = await db.fetch("SELECT phone, id FROM clients WHERE phone = ANY ($1)", phones)
+    if len(ids) < len(numbers):  # those that had nothing to change; they are locked, so they are there
+        same = await db.fetch("SELECT phone, id FROM clients WHERE phone = ANY ($1)", numbers)
         ids = {row["phone"]: (row["id"], False) for row in same} | ids
     return ids
 

@@ -21,9 +21,9 @@ from typing import Any, cast
 from zoneinfo import available_timezones
 
 import orjson
-import phonenumbers
 from marshmallow import RAISE, Schema, ValidationError, fields, post_dump, post_load, validate, validates_schema
 
+from notifier import phones
 from notifier.errors import Invalid, NotifierError, Problem
 from notifier.models import (
     INT64_MAX,
@@ -356,42 +356,17 @@ def show_time(value: datetime) -> str:
     return in_utc.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
-def parse_phone(text: str) -> int | None:
-    """Return a number's digits as an integer, country first; None when it is no phone number.
-
-    Russian: ``+7…``, ``7…`` and ``8…`` before ten digits, or ten digits that begin with 9. Any other country's as
-    E.164 digits, and only valid ones. Without a plus, ``8…`` is another country's only where it stands in plain
-    digits, is valid there and is not a Russian mobile number (so Vietnam's 84… come back as they went out).
-    """
-    if not re.fullmatch(r"\s*\+?[0-9\s().\-/\u2010-\u2014\u2212]{1,40}", text):
-        return None
-    digits = re.sub(r"[^0-9]", "", text)
-    plain = text == digits
-    if not text.lstrip().startswith("+"):
-        if len(digits) == 10 and digits.startswith("9"):
-            digits = f"7{digits}"
-        elif re.fullmatch("8[0-9]{10}", digits) and not (plain and digits[1] != "9" and _is_valid(digits)):
-            digits = f"7{digits[1:]}"
-    if digits.startswith("7") and len(digits) == 11:
-        return int(digits)
-    return int(digits) if _is_valid(digits) else None
-
-
-def _is_valid(digits: str) -> bool:
-    try:
-        return phonenumbers.is_valid_number(phonenumbers.parse(f"+{digits}"))
-    except phonenumbers.NumberParseException:
-        return False
-
-
 class Phone(fields.Field[int]):
     """A phone number: in as people write it, out as digits."""
 
     default_error_messages = {  # noqa: RUF012
         **COMMON,
         "type": 'must be a string, like "79161234567"',
-        "invalid": "is no phone number: give 7 and ten digits, or another country's number with its code",
     }
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs["metadata"] = {"maxLength": phones.LONGEST, **kwargs.get("metadata", {})}
+        super().__init__(**kwargs)
 
     def _serialize(self, value: int | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
         return None if value is None else str(value)
@@ -399,10 +374,10 @@ class Phone(fields.Field[int]):
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         if not isinstance(value, str):
             raise self.make_error("type")
-        phone = parse_phone(value)
-        if phone is None:
-            raise self.make_error("invalid")
-        return phone
+        try:
+            return phones.parse(value)
+        except phones.NotAPhone as error:
+            raise ValidationError(str(error)) from None
 
 
 class Zone(Text):
@@ -597,7 +572,10 @@ class ClientEditIn(Strict):
     """A change of a client; what is not named stays."""
 
     phone = Phone(
-        metadata={"description": "Unique. Spaces, punctuation, + and 8… are understood.", "example": "+7 916 123-45-67"}
+        metadata={
+            "description": "Unique. In any usual spelling, Russian without a country code; out come E.164 digits.",
+            "example": "+7 916 123-45-67",
+        }
     )
     operator_code = OperatorCode(metadata={"description": "The number's own when not given.", "example": "916"})
     tags = Several(_tag(), most=TAGS_MAX, metadata={"example": ["vip"]})
@@ -641,7 +619,7 @@ class ClientOut(Schema):
 class ClientsQuery(PageQuery):
     """The filters of the list of clients; all given must match."""
 
-    phone = Phone(metadata={"description": "In any spelling."})
+    phone = Phone(metadata={"description": "In any usual spelling; in an address a plus is written %2B."})
     operator_code = OperatorCode()
     tag = _tag()
     timezone = Zone()

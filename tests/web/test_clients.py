@@ -3,11 +3,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from notifier.models import Client
 from notifier.storage import clients
-from notifier.web import schemas
 from tests.web.conftest import Api
 
 ANNA = {"phone": "+7 (916) 123-45-67", "tags": ["vip"], "timezone": "Europe/Moscow", "attributes": {"n": 1}}
@@ -59,42 +56,51 @@ async def test_a_new_phone_brings_its_operator(api: Api) -> None:
     assert (await api.patch(f"/clients/{client.id}", {"tags": []})).json["operator_code"] == "916"
 
 
-PHONES = {
-    "79161234567": 79161234567,
-    "+79161234567": 79161234567,
-    "8 (916) 123-45-67": 79161234567,
-    " +7\u00a0916\u2011123.45.67 ": 79161234567,
-    "9161234567": 79161234567,
-    "8 (495) 123-45-67": 74951234567,
-    "70000000000": 70000000000,
-    "+1 202 555 0143": 12025550143,
-    "447911123456": 447911123456,
-    "+84 96 234 56 78": 84962345678,
-    "84962345678": 84962345678,  # as it went out
-    "8 (496) 234-56-78": 74962345678,
-    "+375 29 123-45-67": 375291234567,
-}
+async def test_one_person_is_one_client_in_whatever_spelling(api: Api) -> None:
+    """Trunk digits, invisible characters, digits of other scripts and a spreadsheet's marks make no second client."""
+    spellings = {
+        "491713920012": ["+49 171 3920012", "+49 (0)171 3920012", "0049 171 3920012", "8 10 49 171 3920012"],
+        "79161234567": ["79161234567", "+7 8 916 123-45-67", "\u202a+7 916 123-45-67\u202c", "＋７９１６１２３４５６７",
+                        "'+79161234567", '="79161234567"', "7.9161234567E10"],
+        "5491112345678": ["+54 9 11 1234 5678", "+54 11 15 1234 5678"],
+    }  # fmt: skip
+    for phone, written in spellings.items():
+        results = (await api.post("/clients/batch", {"items": [{"phone": each} for each in written]})).json["items"]
+        assert [each["status"] for each in results] == ["created"] + ["updated"] * (len(written) - 1)
+        assert len({each["id"] for each in results}) == 1
+        client = (await api.get(f"/clients/{results[0]['id']}")).json
+        assert client["phone"] == phone
+        for each in written:
+            assert await listed(api, phone=each) == [client["id"]]
 
 
-@pytest.mark.parametrize("text", PHONES)
-def test_phones_as_people_write_them(text: str) -> None:
-    assert schemas.parse_phone(text) == PHONES[text]
-    assert schemas.parse_phone(str(PHONES[text])) == PHONES[text]
+async def test_every_door_says_the_same_of_what_is_no_phone(api: Api) -> None:
+    client = await clients.create(api.context.db, phone=79160000000)
+    for phone, why in {
+        "80671234567": "begins with 8 0",
+        "70000000000": "cannot exist",
+        "79161234567; 79031234567": "a second number, “79031234567”",
+        "+7 916 12З-45-67": "“З” (U+0417, CYRILLIC CAPITAL LETTER ZE) at character 10",
+        " " * 65: "has 65 characters",
+    }.items():
+        made = await api.post("/clients", {"phone": phone})
+        changed = await api.patch(f"/clients/{client.id}", {"phone": phone})
+        searched = await api.get("/clients", params={"phone": phone})
+        batch = (await api.post("/clients/batch", {"items": [{"phone": phone}]})).json["items"][0]["problem"]
+        assert (made.status, changed.status, searched.status, batch["status"]) == (422, 422, 422, 422)
+        said = [each["errors"] for each in (made.json, changed.json, batch)]
+        assert said == [[{"pointer": "/phone", "detail": said[0][0]["detail"]}]] * 3
+        assert why in said[0][0]["detail"]
+        assert searched.json["errors"] == [{"parameter": "phone", "detail": said[0][0]["detail"]}]
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "+", "7", "123", "7916123456", "791612345678", "+8 916 123 45 67", "phone", "7916123456a", "+7916+1234567",
-     "٧٩١٦١٢٣٤٥٦٧", "999999999999999", "1234567890", "-" * 10, "7" * 41, "0079161234567"],
-)  # fmt: skip
-def test_what_is_no_phone(text: str) -> None:
-    assert schemas.parse_phone(text) is None
-
-
-def test_operators() -> None:
-    assert clients.code_of(79161234567) == "916"
-    assert clients.code_of(12025550143) == "202"
-    assert clients.code_of(447911123456) == "791"
+async def test_operators_of_other_countries(api: Api) -> None:
+    """What the country calls its code, not just three digits."""
+    made = await api.post("/clients", {"phone": "+44 7911 123456"})
+    assert made.json["operator_code"] == "7911"
+    assert await listed(api, operator_code="7911") == [made.json["id"]]
+    kazakh = await api.post("/clients", {"phone": "8 701 123 45 67"})
+    assert kazakh.json["operator_code"] == "701"
 
 
 BAD: list[tuple[dict[str, Any], list[str]]] = [

@@ -673,7 +673,8 @@ async def test_a_client_is_added_found_changed_and_deleted(browser: Browser) -> 
         assert "+7 916 123-45-67" in (await browser.get(f"/admin/clients?{query}")).text
     assert "No client matches" in (await browser.get("/admin/clients?tag=nobody")).text
     wrong = await browser.get("/admin/clients?phone=12")
-    assert (wrong.status, wrong.error("phone")[:16]) == (422, "This is no phone")
+    assert wrong.status == 422
+    assert wrong.error("phone").startswith("This is too short: it has 2 digits")
 
     changed = await browser.press(path, path, phone="+7 926 000-00-00", timezone="", attributes="name: Anna")
     assert changed.form(path)["operator_code"] == "926"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-import phonenumbers
-
+from notifier import phones
 from notifier.models import BreakerState, GatewayState, MailingStatus, OnUnknown, Outcome, Reason, Status
 
 THIN = "\u202f"
@@ -170,13 +169,7 @@ def until(value: datetime) -> str:
 
 def phone(value: int | None) -> str:
     """``+7 916 123-45-67``."""
-    if value is None:
-        return ""
-    try:
-        parsed = phonenumbers.parse(f"+{value}")
-    except phonenumbers.NumberParseException:
-        return f"+{value}"
-    return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.INTERNATIONAL)
+    return "" if value is None else phones.show(value)
 
 
 def size(value: int, noun: str) -> str:
