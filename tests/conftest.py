@@ -45,6 +45,7 @@ def forget_settings() -> None:
             del os.environ[name]
 
 
+os.environ["NOTIFIER_ENV_FILE"] = os.devnull  # no .env of whoever runs the tests
 forget_settings()  # before any module of tests is imported
 
 
