@@ -96,14 +96,14 @@ def _text(at: datetime) -> str:
 def steps(hold: float = 10.0, step: float = 600.0, clients: int = 4_000) -> Figures:
     """The database's clock steps ahead and back under load, and the replicas' own clocks are an hour off both ways."""
     with on_stage_with_clock(gateway={"latency": 100}) as (stage, clock):
-        first, second = (
+        first, _ = (
             stage.begin_replica(
                 gateway_concurrency=10,
                 environment=clock.environment | {"FAKETIME_TIMESTAMP_FILE": "", "FAKETIME": f"{off:+d}"},
             )
             for off in (3_600, -3_600)
         )
-        until(lambda: first.listening() and second.listening(), 60)
+        stage.listening()
         stage.clients(clients, tag="many")
         stage.clients(50, first=clients + 1, tag="few")
         half, few, many = timedelta(seconds=step / 2), {"tags": ["few"]}, {"tags": ["many"]}
@@ -128,7 +128,7 @@ def steps(hold: float = 10.0, step: float = 600.0, clients: int = 4_000) -> Figu
             stage.done(late)
             time.sleep(hold)
             clock.set(0)
-            stage.done(going, 180)
+            stage.done(going)
             assert _status(stage, never) == "scheduled", "begun before its start"
         # Its end came early for the requests that were on their way; how early they stop is looked at here.
         last = max(entry.at for entry in _entries(stage, ending))
@@ -215,12 +215,13 @@ def twice_open(clients: int = 200) -> Figures:
 
 def rules_change(clients: int = 100) -> Figures:
     """The rules of a zone change between planning and start: it is sent by the new ones."""
-    zone, window = "Asia/Kolkata", ("15:00", "16:00")  # opened at 09:30:00 UTC, and opens now at 09:30:10
+    zone, window = "Asia/Kolkata", ("15:00", "16:00")  # opened at 09:30:00 UTC, and opens now at 09:30:04
+    later = timedelta(seconds=4)
     with on_stage_with_clock(gateway={"latency": 10}) as (stage, clock):
         clock.stand(_utc("2027-06-01 08:00"))
         rules = stage.folder / "zoneinfo"
         (rules / zone).parent.mkdir(parents=True)
-        (rules / zone).write_bytes(_fixed_zone(5 * 3_600 + 1_800 - 10))
+        (rules / zone).write_bytes(_fixed_zone(5 * 3_600 + 1_800 - later.seconds))
         path = [str(rules), *zoneinfo.TZPATH]
         planner = stage.replica()
         stage.clients(clients, timezone=zone)
@@ -233,7 +234,7 @@ def rules_change(clients: int = 100) -> Figures:
         clock.stand(due - timedelta(seconds=2))
         stage.done(mailing)
         first = min(clock.shown(entry.at) for entry in stage.gateway.entries())
-        assert first >= due + timedelta(seconds=10), f"sent by the old rules, at {first}"
+        assert first >= due + later, f"sent by the old rules, at {first}"
         with _zones(path):
             figures = judge(stage, shown=clock.shown)
         assert figures.sent == clients, figures

@@ -94,7 +94,7 @@ class Editor:
         headers = {} if match is None else {"If-Match": f'"{match}"'}
         asked = datetime.now(UTC)
         place = f"{path}/{verb}" if method == "POST" else path
-        reply = self.replica.call(method, place, body, headers=headers, timeout=30)
+        reply = self.replica.call(method, place, body, headers=headers)
         answered = datetime.now(UTC)
         self.statuses.append(reply.status)
         if reply.status not in LEGAL or (reply.status == 412 and match is None):
@@ -143,7 +143,7 @@ def edits(
         wrong += [word for mailing, changes in history.items() for word in _illegal(mailing, changes, deleted)]
         assert not wrong, f"seed {seed}: {'; '.join(wrong[:5])}"
         narrowed = {mailing for mailing, changes in history.items() if any(c.shown["filter"] for c in changes)}
-        _nothing_after(stage, history, deleted)
+        _nothing_after(stage, history, deleted, transit=2.0 + skew)
         figures = judge(
             stage,
             versions={mailing: _versions(changes) for mailing, changes in history.items()},
@@ -160,8 +160,8 @@ def edits(
 
 def _all_over(stage: Stage, seed: int) -> None:
     try:
-        until(lambda: not count(stage, "mailings", "over_at IS NULL"), 60, 0.1)
-        until(lambda: not count(stage, "batches", "owner IS NOT NULL"), 60, 0.1)
+        until(lambda: not count(stage, "mailings", "over_at IS NULL"), every=0.1)
+        until(lambda: not count(stage, "batches", "owner IS NOT NULL"), every=0.1)
     except AssertionError:
         left = stage.database.query(
             "SELECT m.id, m.status::text, m.planned, m.window_from, b.seq, b.due_at, b.size, b.mark, b.replica "
@@ -221,7 +221,7 @@ def _stops(mailing: int, changes: Sequence[Change]) -> list[Stop]:
 
 
 def _nothing_after(
-    stage: Stage, history: Mapping[int, Sequence[Change]], deleted: Mapping[int, datetime], transit: float = 2.0
+    stage: Stage, history: Mapping[int, Sequence[Change]], deleted: Mapping[int, datetime], transit: float
 ) -> None:
     """Nothing of a deleted mailing, which only its texts tell, reached the gateway after that took effect."""
     ends = {change.shown["text"]: at for mailing, at in deleted.items() for change in history[mailing]}
@@ -250,7 +250,7 @@ def pause_and_cancel(*, few: int, many: int, replicas: int, concurrency: int, wi
         here, later = stage.replicas[0], _hours(2, 5)
         small = stage.mailing(here, filter={"tags": ["few"]}, window=later)
         large = stage.mailing(here, window=later)
-        until(lambda: count(stage, "mailings", "planned") == 2, 120)
+        until(lambda: count(stage, "mailings", "planned") == 2)
         rows = {mailing: _rows_written(stage, here, mailing, ("pause", "resume")) for mailing in (small, large)}
         assert rows[small] == rows[large] == 1, f"rows written by pause and resume: {rows}"
         assert _rows_written(stage, here, small, ("cancel",)) == 1, "cancel wrote more than a row"
@@ -260,11 +260,11 @@ def pause_and_cancel(*, few: int, many: int, replicas: int, concurrency: int, wi
         for verb in ("pause", "resume", "cancel"):
             if verb != "resume":
                 known = stage.gateway.state()["requests"]
-                until(partial(_asked_more, stage, known + concurrency), 60)
+                until(partial(_asked_more, stage, known + concurrency))
             change = editor.change(large, verb)
             assert change, f"{verb} was refused: {editor.statuses}"
             if verb != "resume":
-                until(lambda: not count(stage, "batches", "owner IS NOT NULL"), 60)
+                until(lambda: not count(stage, "batches", "owner IS NOT NULL"))
                 lags[verb] = _last_start(stage, large, change.answered)
         assert max(lags.values()) <= within, f"requests started so many seconds after the answer: {lags}"
         numbers = stage.numbers(large)
@@ -332,7 +332,7 @@ def erased(*, messages: int, each: int = 3, **given: Any) -> Figures:
         replica = stage.replica(gateway_concurrency=20, **given)
         assert replica.call("POST", "/api/v1/gateways/default/pause").status == 200
         mailing = stage.mailing(replica)
-        until(lambda: count(stage, "messages", "true") == messages, 60)
+        until(lambda: count(stage, "messages", "true") == messages)
         everybody = clients(stage)
         rows = stage.database.query(
             "SELECT c.id AS client, c.phone, m.id FROM messages m JOIN clients c ON c.id = m.client_id ORDER BY m.id"
@@ -346,11 +346,11 @@ def erased(*, messages: int, each: int = 3, **given: Any) -> Figures:
         )
         _erase(replica, waiting)
         assert replica.call("POST", "/api/v1/gateways/default/resume").status == 200
-        until(lambda: {row["phone"] for row in retrying + under_way} <= _asked(stage), 60)
-        until(lambda: count(stage, "attempts", "outcome = 'declined'") >= each, 60)
+        until(lambda: {row["phone"] for row in retrying + under_way} <= _asked(stage))
+        until(lambda: count(stage, "attempts", "outcome = 'declined'") >= each)
         _erase(replica, retrying + under_way)
-        stage.done(mailing, 120)
-        until(lambda: not any(_traces(stage, row["phone"]) for row in middle), 120, 0.2)
+        stage.done(mailing)
+        until(lambda: not any(_traces(stage, row["phone"]) for row in middle), every=0.2)
         for row in middle:
             shown = replica.call("GET", f"/api/v1/messages/{row['id']}").body
             wanted = ("sent", None) if row in under_way else ("suppressed", "client_deleted")

@@ -105,7 +105,7 @@ def deaths_of_one(
                 time.sleep(trusted_after)
             mailing = stage.mailing(stage.replicas[0])
             _see_them_die(stage, mailing, mortal, chance.uniform(0, messages / 2), within)
-            stage.done(mailing, 120)
+            stage.done(mailing)
             mortals += mortal
         audiences = {row["id"]: clients(stage) for row in stage.database.query("SELECT id FROM mailings")}
         kills = [each.in_doubt for each in mortals]
@@ -127,22 +127,22 @@ def deaths_of_one(
 
 def _see_them_die(stage: Stage, mailing: int, mortals: Sequence[Mortal], sent: float, within: float) -> None:
     """Until all are dead and taken over; who has no order to die is killed when so many messages are ``sent``."""
-    deadline = time.monotonic() + 60 + within
+
+    def over() -> bool:
+        rows = connection.execute(
+            "SELECT replica, sum(mark - done)::int FROM batches WHERE owner IS NOT NULL GROUP BY replica"
+        ).fetchall()
+        for each in mortals:
+            each.look(dict(rows))
+        for each in mortals:
+            if each.order == AT_RANDOM and each.replica.alive and stage.gateway.state()["requests"] >= sent:
+                each.replica.kill()
+        unborn = [each.order for each in mortals if each.died is None]
+        assert not (unborn and stage.finished(mailing)), f"the mailing ended before this death: {unborn}"
+        return all(each.taken_over is not None for each in mortals)
+
     with psycopg.connect(stage.database.dsn, autocommit=True) as connection:
-        while any(each.taken_over is None for each in mortals):
-            rows = connection.execute(
-                "SELECT replica, sum(mark - done)::int FROM batches WHERE owner IS NOT NULL GROUP BY replica"
-            ).fetchall()
-            for each in mortals:
-                each.look(dict(rows))
-            for each in mortals:
-                if each.order == AT_RANDOM and each.replica.alive and stage.gateway.state()["requests"] >= sent:
-                    each.replica.kill()
-            unborn = [each.order for each in mortals if each.died is None]
-            assert not (unborn and stage.finished(mailing)), f"the mailing ended before this death: {unborn}"
-            late = [each.order for each in mortals if each.taken_over is None]
-            assert time.monotonic() < deadline, f"not taken over within {60 + within:.0f} s: {late}"
-            time.sleep(0.01)
+        until(over, every=0.01, progress=lambda: (stage.numbers(mailing), [each.died for each in mortals]))
     slow = {each.order: f"{each.taken_over:.1f} s" for each in mortals if (each.taken_over or 0) > within}
     assert not slow, f"taken over later than {within} s: {slow}"
 
@@ -161,7 +161,7 @@ def cold_start(
             stage.begin_replica(**given)
         at_work(stage)
         mailing = stage.mailing(stage.replicas[0])
-        until(lambda: stage.gateway.state()["requests"] >= messages / 3, 60)
+        until(lambda: stage.gateway.state()["requests"] >= messages / 3)
         for replica in stage.replicas:
             replica.process.kill()
         for replica in stage.replicas:
@@ -172,8 +172,8 @@ def cold_start(
         before = stage.gateway.state()["requests"]
         for _ in range(replicas):
             stage.begin_replica(**given)
-        goes_on = timed(lambda: stage.gateway.state()["requests"] > before, 120)
-        stage.done(mailing, 120)
+        goes_on = timed(lambda: stage.gateway.state()["requests"] > before, progress=stage.replicas[-1].tail)
+        stage.done(mailing)
         figures = judge(stage, watched, audiences={mailing: clients(stage)})
     figures.notes.append(f"sends again {goes_on:.1f} s after the start; {in_doubt} were in doubt")
     return figures
@@ -194,11 +194,11 @@ def sent_away(
         given |= {"gateway_concurrency": concurrency, "gateway_timeout": timeout, "shutdown_grace": grace}
         leaving = stage.replica(**given)
         mailing = stage.mailing(leaving)
-        until(lambda: stage.gateway.state()["in_flight"] >= concurrency, 60)
+        until(lambda: stage.gateway.state()["in_flight"] >= concurrency)
         leaving.terminate()
         asked = time.monotonic()
         answers, unready = _answers(leaving)
-        code, seconds = leaving.process.wait(60), time.monotonic() - asked
+        code, seconds = leaving.ended(), time.monotonic() - asked
         assert code == 0, f"exit {code}:\n{leaving.tail()}"
         assert seconds < grace, f"it took {seconds:.1f} s to go, {grace} were granted"
         assert answers, "readiness was never 503 while the API answered"
@@ -213,7 +213,7 @@ def sent_away(
         assert not count(stage, "replicas", "true"), "it left its row behind"
         stage.gateway.script(latency=5)
         stage.replica(**given)
-        stage.done(mailing, 120)
+        stage.done(mailing)
         figures = judge(stage, audiences={mailing: clients(stage)})
     figures.notes.append(f"unready after {unready * 1000:.0f} ms, gone after {seconds:.1f} s, {sent} sent until then")
     return figures
@@ -263,21 +263,17 @@ def stands_still(
         at_work(stage)
         mailing = stage.mailing(stage.replicas[0])
         stopped = stage.replicas[-1]
-        until(lambda: len(under_mark(stage, stopped)) > concurrency and written(stage, stopped) > 0, 60)
-        stopped.pause()
+        marked = until(partial(_stopped_at_work, stage, stopped, concurrency))
         began = time.monotonic()
-        until(partial(_quiet, stage), 30)  # a statement that it had sent already is done
-        marked = under_mark(stage, stopped)
-        assert marked, "it had nothing under its mark"
-        taken_over = timed(lambda: not owned(stage, stopped), 60)
+        taken_over = timed(lambda: not owned(stage, stopped))
         stage.replicas.remove(stopped)  # nobody shall ask it
         with _perhaps_watching(stage, watch) as watched:
-            stage.done(mailing, 120)
+            stage.done(mailing)
             time.sleep(max(0.0, seconds - (time.monotonic() - began)))
         stage.replicas.append(stopped)
         known = len(stage.gateway.entries())
         stopped.resume()
-        until(lambda: count(stage, "attempts", f"reason = 'late' AND replica = {stopped.id}"), 60)
+        until(lambda: count(stage, "attempts", f"reason = 'late' AND replica = {stopped.id}"))
         assert stopped.stop() == 0, f"it did not stop well:\n{stopped.tail()}"
         started = [entry.id for entry in stage.gateway.entries()[known:]]
         beyond = [message for message in started if message not in marked]
@@ -317,7 +313,7 @@ def loses_parts(*, messages: int, every: float, rounds: int = 1, timeout: int = 
         mailings = []
         while losses(stage) < Counter(dict.fromkeys(PARTS, rounds)):
             mailings.append(stage.mailing(stage.replicas[0]))
-            stage.done(mailings[-1], 120)
+            stage.done(mailings[-1])
         again = {event["loop"] for event in stage.replicas[0].events() if event["event"] == RESTARTED}
         assert again == set(PARTS) - {"send"}, f"not started again: {set(PARTS) - {'send'} - again}"
         lost = losses(stage).total()
@@ -341,7 +337,7 @@ def refused_row(*, messages: int, **given: Any) -> Figures:
         replica = stage.replica(**given)
         assert replica.call("POST", "/api/v1/gateways/default/pause").status == 200
         mailing = stage.mailing(replica)
-        until(lambda: count(stage, "messages", "true") == messages, 60)
+        until(lambda: count(stage, "messages", "true") == messages)
         culprit = stage.database.value("SELECT id FROM messages ORDER BY id OFFSET %s LIMIT 1", messages // 2)
         stage.database.query(
             """
@@ -356,7 +352,7 @@ def refused_row(*, messages: int, **given: Any) -> Figures:
             """
         )
         assert replica.call("POST", "/api/v1/gateways/default/resume").status == 200
-        stage.done(mailing, 60)
+        stage.done(mailing)
         assert stage.numbers(mailing) == {"sent": messages - 1, "unknown": 1}, stage.numbers(mailing)
         shown = replica.call("GET", f"/api/v1/messages/{culprit}").body
         assert (shown["status"], shown["reason"]) == ("unknown", "unrecordable"), shown
@@ -371,8 +367,8 @@ def refused_row(*, messages: int, **given: Any) -> Figures:
 def at_work(stage: Stage) -> None:
     """Wait until all that were begun listen, and hold the locks that tell whether they live."""
     for replica in stage.living():
-        until(replica.listening, 60)
-        until(partial(_holds_its_lock, stage, replica), 60)
+        until(replica.listening, progress=replica.tail)
+        until(partial(_holds_its_lock, stage, replica), progress=replica.tail)
 
 
 def _holds_its_lock(stage: Stage, replica: Replica) -> bool:
@@ -422,9 +418,25 @@ def asked_twice(stage: Stage) -> list[int | None]:
     return [message for message, n in Counter(entry.id for entry in stage.gateway.entries()).items() if n > 1]
 
 
-def _quiet(stage: Stage) -> bool:
-    """Whether no replica's statement is under way."""
-    return not count(stage, "pg_stat_activity", "application_name LIKE 'notifier-engine%' AND state = 'active'")
+def _stopped_at_work(stage: Stage, replica: Replica, least: int) -> set[int]:
+    """Stop it, and return what it has under its mark, if that is more than ``least`` messages and it has written some;
+    else let it go on. Only what is looked at after the stop is sure to be so.
+    """
+    replica.pause()
+    stopped_at = stage.database.value("SELECT clock_timestamp()")
+    # What it had sent already is done. Others' statements come and go. One that waits for a lock, or for its client to
+    # go on after it was prepared, may wait for the stopped one.
+    older = (
+        "application_name LIKE %s AND state = 'active' AND query_start < %s "
+        "AND coalesce(wait_event_type, '') NOT IN ('Lock', 'Client')"
+    )
+    sql = f"SELECT count(*) = 0 FROM pg_stat_activity WHERE {older}"
+    until(lambda: stage.database.value(sql, "notifier-engine%", stopped_at))
+    marked = under_mark(stage, replica)
+    if len(marked) > least and written(stage, replica) > 0:
+        return marked
+    replica.resume()
+    return set()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import http.client
+import inspect
 import json
 import os
 import pwd
@@ -39,8 +40,8 @@ T = TypeVar("T")
 TOKEN = "chaos-" + secrets.token_urlsafe(24)
 ROOT = Path(__file__).resolve().parent.parent
 ROOMY = 4 * 2**30  # bytes
-# A start may have to wait for others that use the same two cores.
-START = 60.0
+PATIENCE = 60.0
+"""Seconds after which what is waited for is taken not to come, if nothing has come nearer meanwhile."""
 
 
 def scratch(prefix: str) -> Path:
@@ -54,14 +55,25 @@ def scratch(prefix: str) -> Path:
     return folder
 
 
-def until(check: Callable[[], T], timeout: float = 30.0, every: float = 0.02) -> T:
-    """The first true value of ``check``, asked again and again for ``timeout`` seconds; AssertionError after that."""
-    deadline = time.monotonic() + timeout
+def until(check: Callable[[], T], *, every: float = 0.02, progress: Callable[[], Any] = lambda: None) -> T:
+    """The first true value of ``check``, asked again and again.
+
+    AssertionError when PATIENCE passes in which ``progress`` returns nothing new: the whole may take as long as it
+    takes where the machine has more to do.
+    """
+    seen, deadline = progress(), time.monotonic() + PATIENCE
     while not (value := check()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"not so within {timeout:.0f} s: {getattr(check, '__name__', check)}")
+            before, seen, deadline = seen, progress(), time.monotonic() + PATIENCE
+            if seen == before:
+                raise AssertionError(f"not so, and nothing new for {PATIENCE:.0f} s: {source(check)}; {seen}")
         time.sleep(every)
     return value
+
+
+def source(function: Callable[..., Any]) -> str:
+    """What it asks, for whoever reads that it did not come."""
+    return inspect.getsource(function).strip() if inspect.isfunction(function) else str(function)
 
 
 def free_port() -> int:
@@ -130,7 +142,7 @@ class Postgres:
     def start(self) -> None:
         """Start it and wait until it answers."""
         self.launch()
-        until(self.answers, START)
+        until(self.answers)
 
     def answers(self) -> bool:
         """Whether somebody can log in."""
@@ -148,7 +160,7 @@ class Postgres:
             return
         self.process.send_signal({"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode])
         try:
-            self.process.wait(20)
+            self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -257,7 +269,7 @@ class Replica:
         path: str,
         body: Any = None,
         *,
-        timeout: float = 10.0,
+        timeout: float = 30.0,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """One call of the API; raises OSError or HTTPException when there is no answer."""
@@ -280,12 +292,17 @@ class Replica:
         """SIGTERM, without waiting."""
         self.process.send_signal(signal.SIGTERM)
 
-    def stop(self, timeout: float = 30.0) -> int:
+    def stop(self) -> int:
         """SIGTERM and wait; the exit code."""
         if self.alive:
             self.resume()
             self.terminate()
-        return self.process.wait(timeout)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Wait until it has ended by itself; the exit code."""
+        until(lambda: not self.alive, progress=self.tail)
+        return int(self.process.returncode)
 
 
 def call(
@@ -294,7 +311,7 @@ def call(
     path: str,
     body: Any = None,
     *,
-    timeout: float = 10.0,
+    timeout: float = 30.0,
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
     """One call of a replica's API, or of its `/readyz` and the like, with the token that may do everything."""
@@ -363,8 +380,13 @@ class Stage:
     def replica(self, **given: Any) -> Replica:
         """Start one more (see `begin_replica`) and wait until it listens."""
         replica = self.begin_replica(**given)
-        until(replica.listening, START)
+        until(replica.listening, progress=replica.tail)
         return replica
+
+    def listening(self) -> None:
+        """Wait until all that run listen."""
+        for replica in self.living():
+            until(replica.listening, progress=replica.tail)
 
     def living(self) -> list[Replica]:
         """Those that run."""
@@ -407,13 +429,13 @@ class Stage:
         except psycopg.OperationalError:
             return False
 
-    def done(self, mailing: int, within: float = 60.0) -> None:
+    def done(self, mailing: int) -> None:
         """Wait until the mailing is finished."""
         try:
-            until(lambda: self.finished(mailing), within, 0.1)
-        except AssertionError:
+            until(lambda: self.finished(mailing), every=0.1, progress=lambda: self.numbers(mailing))
+        except AssertionError as error:
             logs = "\n".join(replica.tail() for replica in self.replicas)
-            raise AssertionError(f"not finished within {within} s: {self.numbers(mailing)}\n{logs}") from None
+            raise AssertionError(f"{error}\n{logs}") from None
 
 
 @contextmanager

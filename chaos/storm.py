@@ -202,7 +202,7 @@ class Storm:
         try:
             for slot in self.slots:
                 self._begin(slot)
-            until(self._all_up, 90)
+            until(self._all_up)
             for stretch in stretches:
                 self._storm(stretch)
                 self._still()
@@ -300,7 +300,7 @@ class Storm:
                 continue
             turn += 1
             with suppress(OSError, http.client.HTTPException):
-                reply = up[turn % len(up)].call("GET", "/api/v1/statistics", timeout=30)
+                reply = up[turn % len(up)].call("GET", "/api/v1/statistics")
                 if self.harm == 0 and self.harmed < asked and reply.status == 200:
                     self.notes.latencies.append(reply.seconds)
 

@@ -106,7 +106,7 @@ def watching(stage: Stage) -> Iterator[Watched]:
                 continue
             turn += 1
             try:
-                reply = up[turn % len(up)].call("GET", "/api/v1/statistics", timeout=30)
+                reply = up[turn % len(up)].call("GET", "/api/v1/statistics")
             except (OSError, http.client.HTTPException):
                 watched.none += 1
                 continue
@@ -169,8 +169,8 @@ def together(figures: Sequence[Figures]) -> Figures:
     return sum(figures, Figures())
 
 
-def timed(check: Callable[[], Any], timeout: float = 60.0) -> float:
-    """Seconds until ``check`` is true, asked every 10 ms; AssertionError after ``timeout``."""
+def timed(check: Callable[[], Any], *, progress: Callable[[], Any] = lambda: None) -> float:
+    """Seconds until ``check`` is true, asked every 10 ms (see `until`)."""
     started = time.monotonic()
-    until(check, timeout, 0.01)
+    until(check, every=0.01, progress=progress)
     return time.monotonic() - started

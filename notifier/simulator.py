@@ -86,7 +86,7 @@ INT64 = range(-(2**63), 2**63)
 MAX_HEAD = 64 * 1024
 MAX_BODY = 1024 * 1024
 PIECE = 64 * 1024
-STOP_TIMEOUT = 5.0
+STOP_TIMEOUT = 30.0
 
 
 # --- The ledger

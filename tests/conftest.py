@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from tornado.ioloop import IOLoop
 
-from chaos.stage import scratch
+from chaos.stage import PATIENCE, scratch, source
 from notifier.settings import OWN_PREFIXES, SETTINGS
 from notifier.storage import database
 from notifier.storage.embedded import running
@@ -29,8 +29,6 @@ PLACE = "NOTIFIER_TEST_PLACE"
 TEST_DATABASE_URL = "TEST_DATABASE_URL"
 ASYNC_TEST_TIMEOUT = 280.0
 """Seconds; a little less than pytest-timeout's, so that what hangs can still tidy up."""
-PATIENCE = 20.0
-"""Seconds until what a test waits for is taken not to come; long, since the machine may have more to do."""
 
 
 def forget_settings() -> None:
@@ -75,21 +73,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("no_cover")
 
 
-async def poll_until(check: Callable[[], Any], timeout: float | None = None) -> Any:  # noqa: ASYNC109
-    """Return the first true value of ``check``, plain or async, asked each 10 ms for ``timeout`` (PATIENCE) seconds."""
-    timeout = PATIENCE if timeout is None else timeout
-    deadline = time.monotonic() + timeout
-    while True:
-        value = check()
-        if inspect.isawaitable(value):
-            value = await value
-        if value:
-            return value
+async def poll_until(check: Callable[[], Any], *, progress: Callable[[], Any] = lambda: None) -> Any:
+    """Return the first true value of ``check``, plain or async, asked each 10 ms.
+
+    AssertionError when PATIENCE passes in which ``progress``, plain or async, returns nothing new: the whole may take
+    as long as it takes where the machine has more to do.
+    """
+    seen, deadline = await _value(progress), time.monotonic() + PATIENCE
+    while not (value := await _value(check)):
         if time.monotonic() > deadline:
-            raise AssertionError(
-                f"not so within {timeout} s: {inspect.getsource(check).strip() if inspect.isfunction(check) else check}"
-            )
+            before, seen, deadline = seen, await _value(progress), time.monotonic() + PATIENCE
+            if seen == before:
+                raise AssertionError(f"not so, and nothing new for {PATIENCE:.0f} s: {source(check)}; {seen}")
         await asyncio.sleep(0.01)
+    return value
+
+
+async def _value(function: Callable[[], Any]) -> Any:
+    value = function()
+    return await value if inspect.isawaitable(value) else value
 
 
 def with_database(dsn: str, name: str) -> str:
@@ -175,6 +177,6 @@ def db(io_loop: IOLoop, dsn: str) -> Iterator[database.Pool]:
     pool: database.Pool = io_loop.run_sync(lambda: database.create_pool(dsn, size=10, application_name="test"))
     yield pool
     try:
-        io_loop.run_sync(pool.close, timeout=10)
+        io_loop.run_sync(pool.close, timeout=PATIENCE)
     finally:
         pool.terminate()

@@ -20,6 +20,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import psycopg
 import pytest
 
+from chaos.stage import PATIENCE
 from notifier.settings import Settings, secret_key
 from notifier.simulator import Simulator, read_ledger
 from notifier.storage.audit import CHECKS
@@ -54,7 +55,6 @@ def run(place: Path, *arguments: str, **settings: str) -> subprocess.CompletedPr
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=50,
     )
 
 
@@ -71,7 +71,7 @@ class Running(NamedTuple):
         return None
 
     async def up(self) -> str:
-        return str(await poll_until(self.url, 40))
+        return str(await poll_until(self.url, progress=self.said))
 
 
 @contextmanager
@@ -92,13 +92,13 @@ def started(
     finally:
         if process.poll() is None:
             process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE)
 
 
 def get(url: str, body: bytes | None = None) -> bytes:
     """What is answered to a GET, or with ``body`` to a POST."""
     request = Request(url, body, {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"})
-    with build_opener(ProxyHandler({})).open(request, timeout=5) as answer:
+    with build_opener(ProxyHandler({})).open(request, timeout=PATIENCE) as answer:
         return bytes(answer.read())
 
 
@@ -190,7 +190,7 @@ async def test_the_start_says_what_it_has_read_and_that_nobody_can_log_in(place:
     for name, given in (("none", {}), ("some", {"BOOTSTRAP_TOKEN": TOKEN}), ("worker", {"ROLE": "worker"})):
         there = {"DATABASE_URL": closed, "NOTIFIER_ENV_FILE": "", **given}
         with started(place, name, **there) as waiting:
-            await poll_until(lambda: "the database is away" in waiting.said(), 20)
+            await poll_until(lambda: "the database is away" in waiting.said())
             events = [json.loads(line) for line in waiting.said().splitlines()]
         (read,) = [each for each in events if each["event"] == "settings read"]
         assert read["env_file"] == str(place / ".env")
@@ -212,7 +212,7 @@ async def test_the_lateness_of_the_loop_is_never_negative(place: Path) -> None:
                 seen.add(float(line))
                 return len(seen) > 20 or len(read_ledger(gateway.ledger)) == 2
 
-            await poll_until(lateness, 40)
+            await poll_until(lateness)
     assert len(seen) > 5
     assert min(seen) >= 0
 
@@ -344,10 +344,10 @@ async def test_two_replicas_share_an_embedded_database_until_sigterm(place: Path
         audit = run(place, "audit")
         assert audit.returncode == 0, audit.stdout + audit.stderr
         one.process.send_signal(signal.SIGTERM)
-        assert one.process.wait(20) == 0
+        assert one.process.wait(PATIENCE) == 0
         assert json.loads(get(f"{urls[1]}/api/v1/clients"))["items"] == [client]
         two.process.send_signal(signal.SIGINT)
-        assert two.process.wait(20) == 0
+        assert two.process.wait(PATIENCE) == 0
         for each in (one, two):
             assert '"stopped"' in each.said()
             assert "Traceback" not in each.said()
@@ -392,11 +392,11 @@ async def test_the_embedded_database_is_killed_and_service_recovers(place: Path)
         client = json.loads(get(f"{url}/api/v1/clients", b'{"phone": "79161234567"}'))
         pid = place / "postgresql/postgres/data/postmaster.pid"
         os.kill(int(pid.read_text().split()[0]), signal.SIGKILL)
-        await poll_until(lambda: "the embedded PostgreSQL is back" in one.said(), 20)
+        await poll_until(lambda: "the embedded PostgreSQL is back" in one.said())
         assert get(f"{url}/readyz") == b"ok\n"
         assert json.loads(get(f"{url}/api/v1/clients"))["items"] == [client]
         one.process.send_signal(signal.SIGTERM)
-        assert one.process.wait(20) == 0
+        assert one.process.wait(PATIENCE) == 0
         assert "Traceback" not in one.said()
 
 
@@ -415,13 +415,13 @@ def hanging_in(method: str) -> str:
 async def test_a_second_signal_ends_it_and_stops_the_embedded_database(place: Path) -> None:
     with started(place, "serve", "-c", hanging_in("stop"), PYTHONPATH=str(SERVER.parent)) as one:
         await one.up()
-        await poll_until(lambda: '"the scheduler runs"' in one.said(), 20)
+        await poll_until(lambda: '"the scheduler runs"' in one.said())
         one.process.send_signal(signal.SIGINT)
-        await poll_until(lambda: '"stopping"' in one.said(), 20)
+        await poll_until(lambda: '"stopping"' in one.said())
         one.process.send_signal(signal.SIGINT)
-        await poll_until(lambda: one.process.poll() is not None, 20)
+        await poll_until(lambda: one.process.poll() is not None)
         assert one.process.returncode == 1
-        await poll_until(lambda: not (place / "postgresql/postgres/data/postmaster.pid").exists(), 20)
+        await poll_until(lambda: not (place / "postgresql/postgres/data/postmaster.pid").exists())
         assert "Traceback" not in one.said()
 
 
@@ -429,7 +429,7 @@ async def test_a_signal_ends_a_start_that_waits(place: Path) -> None:
     with started(place, "serve", "-c", hanging_in("start"), PYTHONPATH=str(SERVER.parent)) as one:
         await one.up()
         one.process.send_signal(signal.SIGTERM)
-        await poll_until(lambda: one.process.poll() is not None, 20)
+        await poll_until(lambda: one.process.poll() is not None)
         assert one.process.returncode == 0
         assert "Traceback" not in one.said()
 
@@ -448,7 +448,7 @@ def test_ctrl_c_while_it_is_loaded(tmp_path: Path) -> None:
 
 async def test_a_database_that_is_away_is_waited_for(place: Path, closed: str) -> None:
     with started(place, DATABASE_URL=closed, SECRET_KEY=KEY) as waiting:
-        await poll_until(lambda: "the database is away, waiting up to 60 s more" in waiting.said(), 20)
+        await poll_until(lambda: "the database is away, waiting up to 60 s more" in waiting.said())
         assert waiting.process.poll() is None
 
 
@@ -473,10 +473,10 @@ async def test_a_database_that_goes_away_again_during_the_start_is_waited_for(
     )
     path = str(SERVER.parent)
     with started(place, "serve", "-c", interrupted, DATABASE_URL=empty_dsn, SECRET_KEY=KEY, PYTHONPATH=path) as one:
-        await poll_until(lambda: "the scheduler runs" in one.said(), 30)
+        await poll_until(lambda: "the scheduler runs" in one.said())
         assert "the database is away, waiting up to 60 s more: gone" in one.said()
         one.process.send_signal(signal.SIGTERM)
-        assert one.process.wait(20) == 0
+        assert one.process.wait(PATIENCE) == 0
         assert "Traceback" not in one.said()
 
 
@@ -486,9 +486,9 @@ async def test_stopped_while_the_database_is_waited_for(
     place: Path, closed: str, command: str, code: int, by: signal.Signals
 ) -> None:
     with started(place, command, str(SERVER), command, DATABASE_URL=closed, SECRET_KEY=KEY) as waiting:
-        await poll_until(lambda: "the database is away, waiting up to 60 s more" in waiting.said(), 20)
+        await poll_until(lambda: "the database is away, waiting up to 60 s more" in waiting.said())
         waiting.process.send_signal(by)
-        assert waiting.process.wait(10) == code  # a migration that was stopped is none
+        assert waiting.process.wait(PATIENCE) == code  # a migration that was stopped is none
         assert waiting.said().splitlines()[-1] == "stopped"
         assert "Traceback" not in waiting.said()
 
@@ -502,7 +502,7 @@ async def test_patience_ends(place: Path, closed: str) -> None:
     )
     path = str(SERVER.parent)
     with started(place, "serve", "-c", impatient, DATABASE_URL=closed, SECRET_KEY=KEY, PYTHONPATH=path) as waiting:
-        assert await poll_until(lambda: waiting.process.poll() is not None, 20)
+        assert await poll_until(lambda: waiting.process.poll() is not None)
         assert waiting.process.returncode == 1
         assert "did not come up within" in waiting.said()
         assert "Traceback" not in waiting.said()

@@ -18,6 +18,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
+from chaos.stage import PATIENCE
 from notifier import phones
 from notifier.demo import NETWORKS, sample, wrong
 from notifier.models import Status
@@ -57,7 +58,6 @@ def demo(place: Path, *options: str, **more: str) -> subprocess.CompletedProcess
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=50,
     )
 
 
@@ -78,7 +78,7 @@ def started(place: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes
     finally:
         if process.poll() is None:
             process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE)
 
 
 def row(table: str, name: str) -> int:
@@ -134,25 +134,25 @@ def test_a_wrong_setting(place: Path) -> None:
 
 async def test_it_keeps_serving_until_it_is_told_to_stop(place: Path) -> None:
     with started(place, "--clients", "20") as (process, said):
-        await poll_until(lambda: "Serving" in said() or process.poll() is not None, 40)
+        await poll_until(lambda: "Serving" in said() or process.poll() is not None)
         admin, docs, token = re.findall(r"^(?:Admin|Docs|Token) +(\S+)$", said(), re.M)
         url = admin.removesuffix("/admin/")
         assert docs == f"{url}/docs/"
         request = Request(f"{url}/api/v1/mailings", headers={"Authorization": f"Bearer {token}"})
-        with build_opener(ProxyHandler({})).open(request, timeout=5) as answer:
+        with build_opener(ProxyHandler({})).open(request, timeout=PATIENCE) as answer:
             assert b'"finished"' in answer.read()
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
         assert "Traceback" not in said()
 
 
 @pytest.mark.parametrize(("leave", "code"), [([], 0), (["--exit"], 1)])
 async def test_stopped_in_the_middle(place: Path, leave: list[str], code: int) -> None:
     with started(place, "--clients", "20000", *leave) as (process, said):
-        await poll_until((place / "demo" / "gateway.jsonl").exists, 40)
-        await poll_until(lambda: (place / "demo" / "gateway.jsonl").stat().st_size, 40)
+        await poll_until((place / "demo" / "gateway.jsonl").exists)
+        await poll_until(lambda: (place / "demo" / "gateway.jsonl").stat().st_size)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == code
+        assert process.wait(PATIENCE) == code
         assert "Traceback" not in said()
         assert "exactly once" not in said()
 

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from tornado.ioloop import IOLoop
 
+from chaos.stage import PATIENCE
 from notifier.delivery import backoff
 from notifier.delivery.gateway import Gateway
 from notifier.delivery.scheduler import Scheduler
@@ -115,7 +116,7 @@ class World:
         assert sum(failure.count for failure in numbers.failures) == numbers.messages[Status.FAILED]
         return {status.value: n for status, n in numbers.messages.items() if n}
 
-    async def until(self, mailing: Mailing, within: float | None = None, **expected: int) -> None:
+    async def until(self, mailing: Mailing, **expected: int) -> None:
         """Wait until the mailing's messages stand exactly so."""
         seen: dict[str, int] = {}
 
@@ -125,20 +126,20 @@ class World:
             return seen == expected
 
         try:
-            await poll_until(so, within)
+            await poll_until(so, progress=lambda: seen)
         except AssertionError:
             raise AssertionError(f"{seen} instead of {expected}") from None
 
     async def status(self, mailing: Mailing) -> str:
         return (await mailings.get(self.db, mailing.id)).status.value
 
-    async def finished(self, mailing: Mailing, within: float | None = None) -> None:
+    async def finished(self, mailing: Mailing) -> None:
         """Wait until the mailing is finished."""
 
         async def so() -> bool:
             return await self.status(mailing) == "finished"
 
-        await poll_until(so, within)
+        await poll_until(so, progress=lambda: self.counts(mailing))
 
     async def messages(self, mailing: Mailing) -> list[Message]:
         """All messages with their timelines, oldest first."""
@@ -186,4 +187,4 @@ def world(db: Pool, simulator: Simulator, io_loop: IOLoop) -> Iterator[World]:
         for gateway in world.gateways:
             await gateway.close()
 
-    io_loop.run_sync(stop, timeout=20)
+    io_loop.run_sync(stop, timeout=PATIENCE)

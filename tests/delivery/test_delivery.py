@@ -603,7 +603,7 @@ async def test_nobody_is_taken_over_while_nothing_can_be_recorded(
         CREATE TRIGGER full_disk BEFORE INSERT ON attempts EXECUTE FUNCTION full_disk()
         """
     )
-    await poll_until(lambda: {first.replica, second.replica} <= set(tried), 20)
+    await poll_until(lambda: {first.replica, second.replica} <= set(tried))
     monkeypatch.setattr(scheduler, "STUCK_AFTER", 1_000.0)
     before = await world.db.fetch("SELECT beat FROM replicas ORDER BY id")
 
@@ -611,7 +611,7 @@ async def test_nobody_is_taken_over_while_nothing_can_be_recorded(
         beats = await world.db.fetch("SELECT beat FROM replicas ORDER BY id")
         return all(now["beat"] >= then["beat"] + 2 for then, now in zip(before, beats, strict=True))
 
-    await poll_until(both_looked_again, 20)
+    await poll_until(both_looked_again)
     await world.db.execute("DROP TRIGGER full_disk ON attempts")
     world.simulator.script(latency=0)
     await world.finished(mailing)

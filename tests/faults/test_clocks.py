@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from chaos import clocks
 from tests.faults.conftest import skipped_where_lacking
-
-pytestmark = pytest.mark.timeout(240)  # processes start slowly where others want the same cores
 
 
 def test_a_clock_that_steps_starts_nothing_early_and_kills_nobody() -> None:

@@ -26,7 +26,7 @@ def test_a_gateway_that_is_gone_costs_nobody_a_chance() -> None:
 
 
 def test_a_revoked_token_stops_the_gateway_and_fails_nobody() -> None:
-    figures = gateways.revoked(600)
+    figures = gateways.revoked(1_200, latency=200)
     assert figures.breaches == []
 
 

@@ -6,8 +6,6 @@ import pytest
 
 from chaos import people
 
-pytestmark = pytest.mark.timeout(240)  # processes start slowly where others want the same cores
-
 
 @pytest.mark.parametrize("seed", [11])
 def test_two_editors_at_once_make_no_illegal_step(seed: int) -> None:

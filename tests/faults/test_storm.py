@@ -7,8 +7,6 @@ from collections import Counter
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
-import pytest
-
 from chaos import oracle, storm
 from chaos.plan import QUIET, plan
 from notifier.models import Window
@@ -71,7 +69,6 @@ def test_versions_and_stops_are_told_as_they_were_committed() -> None:
     assert stops == [oracle.Stop(5, at(20.5), at(30))]
 
 
-@pytest.mark.timeout(180)  # some twenty seconds on a quiet machine
 def test_a_short_storm_breaks_nothing() -> None:
     figures = storm.storm(97, 8, size=0.1)
     assert figures.breaches == []

@@ -132,7 +132,7 @@ async def test_whatever_a_terminated_session_raises_means_away_and_the_pool_reco
     killer = await asyncpg.connect(dsn)
     async with pool:
         users = [asyncio.create_task(use()) for _ in range(8)]
-        await poll_until(kill_until_seen, timeout=20)
+        await poll_until(kill_until_seen)
         stop.set()
         await asyncio.gather(*users)  # an error outside AWAY is raised here
         await killer.close()

@@ -156,7 +156,7 @@ async def test_killed_postmaster_is_started_again_for_who_uses_it(data_dir: Path
         for value in (1, 2):  # again after the first time
             add(dsn, value)
             os.kill(postmaster(data_dir), signal.SIGKILL)
-            await poll_until(lambda: [each for each in said if each["event"].endswith("is back")], 20)
+            await poll_until(lambda: [each for each in said if each["event"].endswith("is back")])
             assert [each["log_level"] for each in said] == ["warning", "warning"]
             said.clear()
             assert kept(dsn) == list(range(1, value + 1))
@@ -169,7 +169,7 @@ async def test_killed_postmaster_is_started_again_once_for_all_who_use_it(data_d
         killed = postmaster(data_dir)
         os.kill(killed, signal.SIGKILL)
         await poll_until(lambda: not is_up(dsn))
-        await poll_until(lambda: is_up(dsn), 20)
+        await poll_until(lambda: is_up(dsn))
         assert postmaster(data_dir) != killed
         for other in (one, two):
             other.communicate()
@@ -187,12 +187,12 @@ async def test_server_that_cannot_be_started_again_is_tried_ever_more_rarely(
         right = config.read_text()
         config.write_text(f"{right}\nno_such_setting = 1\n")
         os.kill(postmaster(data_dir), signal.SIGKILL)
-        failed = await poll_until(lambda: [each for each in said if "not back" in each["event"]][2:], 20)
+        failed = await poll_until(lambda: [each for each in said if "not back" in each["event"]][2:])
         pauses = [each["again_in"] for each in said if "again_in" in each]
         assert pauses[:3] == [0.04, 0.08, 0.16]
         assert "no_such_setting" in failed[0]["error"]
         config.write_text(right)
-        await poll_until(lambda: is_up(dsn), 20)
+        await poll_until(lambda: is_up(dsn))
     assert not is_up(dsn)
 
 

@@ -73,7 +73,7 @@ def test_of_five_replicas_starting_at_once_one_migrates(empty_dsn: str, tmp_path
     # Slow, so that they surely meet inside it.
     (tmp_path / "0001.slow.sql").write_text("CREATE TABLE one (id int); SELECT pg_sleep(1)")
     replicas = [start(empty_dsn, tmp_path) for _ in range(5)]
-    said = [replica.communicate(timeout=60)[0].splitlines()[-1] for replica in replicas]
+    said = [replica.communicate()[0].splitlines()[-1] for replica in replicas]
     assert [replica.returncode for replica in replicas] == [0] * 5
     assert sorted(said) == ["['0001.slow']", *["[]"] * 4]
 
@@ -95,7 +95,7 @@ def test_replica_killed_inside_a_migration_does_not_stop_the_next_start(empty_ds
 def test_migration_and_its_mark_are_one_transaction(empty_dsn: str, tmp_path: Path) -> None:
     (tmp_path / "0001.table.sql").write_text("CREATE TABLE one (id int)")
     replica = start(empty_dsn, tmp_path, prelude=CRASH_BEFORE_THE_MARK)
-    replica.communicate(timeout=60)
+    replica.communicate()
     assert replica.returncode == 9
     assert "one" not in tables(empty_dsn)
     assert database.migrate(empty_dsn, tmp_path) == ["0001.table"]

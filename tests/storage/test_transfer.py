@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from chaos.stage import free_port, server_user, until
+from chaos.stage import PATIENCE, free_port, server_user, until
 from notifier.errors import NotifierError
 from notifier.storage import audit, database, transfer
 from notifier.storage.database import Pool
@@ -78,13 +78,13 @@ def older(place: Path) -> Iterator[str]:
         return True
 
     try:
-        until(answers, 60)
+        until(answers)
         with psycopg.connect(dsn, autocommit=True) as admin:
             admin.execute("CREATE DATABASE moved")
         yield with_database(dsn, "moved")
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(PATIENCE)
 
 
 async def filled(db: Pool) -> None:

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -16,6 +15,7 @@ from urllib.request import Request, urlopen
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from chaos.stage import PATIENCE, until
 from notifier.simulator import Simulator, read_ledger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,9 +27,8 @@ QUIET = [
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 ]  # fmt: skip
 
-expect.set_options(timeout=30_000)  # machines that run tests are busy
+expect.set_options(timeout=PATIENCE * 1_000)
 pytestmark = [
-    pytest.mark.timeout(120),
     pytest.mark.skipif(
         CHROMIUM is None and os.environ.get("NOTIFIER_REQUIRE_ALL") != "1",
         reason="there is no chromium here; NOTIFIER_REQUIRE_ALL=1 makes that a failure",
@@ -71,20 +70,20 @@ def service(gateway: Simulator, place: Path) -> Iterator[str]:
         finally:
             process.terminate()
             try:
-                process.wait(30)
+                process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
+    def said() -> str | None:
+        assert process.poll() is None, f"the service did not start: {log.read_text()}"
         text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text())
-        if match := re.search(r"url=(http://127\.0\.0\.1:\d+)", text):
-            return match[1]
-        time.sleep(0.05)
-    raise AssertionError(f"the service did not start: {log.read_text()}")
+        match = re.search(r"url=(http://127\.0\.0\.1:\d+)", text)
+        return match[1] if match else None
+
+    return until(said, progress=log.read_text) or ""
 
 
 @pytest.fixture
@@ -94,7 +93,7 @@ def page(service: str) -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = browser.new_page(base_url=service, viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(PATIENCE * 1_000)
         page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.add_init_script("addEventListener('securitypolicyviolation', e => console.error('policy', e.blockedURI))")
