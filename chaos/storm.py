@@ -43,6 +43,8 @@ CONSTANTS: Mapping[str, Any] = {
     "delivery.backoff.CAP": 4.0,
     "delivery.sender.AFTER_BUG": 2.0,
     "delivery.scheduler.PURGE_EVERY": 3.0,  # deleted mailings go while the storm lasts
+    "delivery.scheduler.PURGE_REST": 0.05,
+    "storage.mailings.KEEP_DELETED": 2.0,
     "delivery.limits.PROBE_START": 1.0,  # a probe is lost with its replica
     "storage.gateways.OPEN_SECONDS": 1,  # the breaker opens and closes many times
     "storage.gateways.OPEN_CAP": 2,

@@ -45,6 +45,22 @@ MAILING_TRANSITIONS: dict[str, tuple[frozenset[MailingStatus], MailingStatus]] =
 OVER = frozenset({MailingStatus.FINISHED, MailingStatus.CANCELLED})
 
 
+class StatusReason(StrEnum):
+    """Why a mailing stands where it stands: the closed list behind ``status_reason``."""
+
+    # how it finished
+    COMPLETED = "completed"
+    ENDED = "ended"  # its end came first
+    NOBODY_MATCHED = "nobody_matched"
+    # what a scheduled or running one waits for
+    GATEWAY_UNCONFIGURED = "gateway_unconfigured"
+    GATEWAY_PAUSED = "gateway_paused"
+    GATEWAY_MISCONFIGURED = "gateway_misconfigured"
+    PAUSED_BY_SETTINGS = "paused_by_settings"  # PAUSE_ALL
+    HELD_AS_COPY = "held_as_copy"  # the database was last used elsewhere and is not released
+    WINDOW = "window"  # the local hours of all that are left
+
+
 class Standing(StrEnum):
     """What the ledger and the counters say of a message (the PostgreSQL type ``standing``).
 
@@ -241,7 +257,10 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Mailing:
-    """A text for all clients that match a filter, between ``starts_at`` and ``ends_at``."""
+    """A text for all clients that match a filter, between ``starts_at`` and ``ends_at``.
+
+    ``updated_at`` is the last edit or action; sending moves only ``started_at`` and ``finished_at``.
+    """
 
     id: int
     name: str | None
@@ -259,6 +278,9 @@ class Mailing:
     version: int
     created_at: datetime
     updated_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None  # or cancelled
+    archived_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ NET = 1.0
 AFTER_ERROR = (0.25, 2.0)
 TICK = 0.01  # seconds between two looks at how late the loop is, while something is being sent
 PURGE_EVERY = 30.0
+PURGE_REST = 0.5  # seconds between two pieces of a purge, each some 50 ms of the database: sending comes first
 CUT_OFF = 2.0  # seconds that a step of stopping waits for the database
 
 
@@ -367,7 +368,7 @@ class Scheduler:
         more = await mailings.purge(self._db)
         await clients.erase_again(self._db, SETTLED_AFTER)
         await idempotency.purge(self._db)
-        return 0.05 if more else PURGE_EVERY
+        return PURGE_REST if more else PURGE_EVERY
 
     def _saw_locks(self, free: set[int] | None) -> None:
         """What the control connection shows of the others' locks: who is gone is taken over at once."""

@@ -80,7 +80,8 @@ async def begin_due(db: Db) -> list[Unplanned]:
     """scheduled → running for those whose start has come; their audience is whoever is a client at this moment."""
     rows = await db.fetch(
         f"""
-        UPDATE mailings SET status = 'running', horizon = (SELECT coalesce(max(id), 0) FROM clients)
+        UPDATE mailings
+        SET status = 'running', started_at = now(), horizon = (SELECT coalesce(max(id), 0) FROM clients)
         WHERE status = 'scheduled' AND starts_at <= clock_timestamp() AND ends_at > clock_timestamp()
         RETURNING {_UNPLANNED}
         """

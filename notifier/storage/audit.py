@@ -1,8 +1,8 @@
 """The audit: what must be true of the whole database in every snapshot, whatever was done to it before.
 
 Only what holds after any legal history is asked. When a request was started is not compared with a mailing's times and
-hours: those may have been edited since, and a clock may have been set back. Of a deleted mailing, whose rows are being
-purged piece by piece, only what holds between two pieces is asked.
+hours: those may have been edited since, and a clock may have been set back. Of a deleted mailing whose rows are being
+purged piece by piece only what holds between two pieces is asked.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from notifier.models import MAX_IN_DOUBT
 from notifier.storage.database import Connection, Db, transaction
+from notifier.storage.mailings import WHOLE
 
 SHOWN = 10
 """Ids that a finding names at most."""
@@ -95,6 +96,9 @@ _QUEUED = """
     CROSS JOIN LATERAL unnest(coalesce(b.ids, ARRAY(SELECT generate_series(b.first_id, b.last_id)))) e (message_id)
 """
 
+# Mailings m that are not being purged.
+_KEPT = f"(m.deleted_at IS NULL OR {WHOLE})"
+
 # ---- mailings (ids of mailings) -----------------------------------------------------------------------------------
 
 _MAILINGS = (
@@ -112,21 +116,26 @@ _MAILINGS = (
         "mailings_begun",
         """
         SELECT id, CASE WHEN horizon IS NULL THEN status = 'running' OR planned OR audience <> 0 OR cursor <> 0
-                        ELSE status IN ('draft', 'scheduled') OR cursor > horizon END AS broken
+                        ELSE status IN ('draft', 'scheduled') OR cursor > horizon END
+                   OR (horizon IS NULL AND started_at IS NOT NULL) AS broken
         FROM mailings
         """,
+    ),
+    Check(
+        "mailings_archived",
+        "SELECT id, archived_at IS NOT NULL AND status NOT IN ('finished', 'cancelled') AS broken FROM mailings",
     ),
     # Completed: everybody is chosen, and nothing is to be done but what a late truth put back after the end.
     Check(
         "mailings_completed",
         """
-        SELECT m.id, NOT m.planned OR EXISTS (
+        SELECT m.id, NOT m.planned OR (m.status_reason = 'nobody_matched' AND m.audience <> 0) OR EXISTS (
                    SELECT FROM batches b WHERE b.mailing_id = m.id AND NOT EXISTS (
                        SELECT FROM attempts a
                        WHERE a.message_id = b.first_id AND a.seq = b.seq - 1 AND a.reason = 'late'
                    )
                ) AS broken
-        FROM mailings m WHERE m.status = 'finished' AND m.status_reason = 'completed'
+        FROM mailings m WHERE m.status = 'finished' AND m.status_reason IN ('completed', 'nobody_matched')
         """,
     ),
     # Every version of a text is kept, from the first to the present one.
@@ -156,10 +165,10 @@ _MAILINGS = (
 _RECIPIENTS = (
     Check(
         "audience",
-        """
+        f"""
         SELECT m.id, m.audience <> coalesce(g.n, 0) AS broken
         FROM mailings m LEFT JOIN (SELECT mailing_id, count(*) AS n FROM messages GROUP BY 1) g ON g.mailing_id = m.id
-        WHERE m.deleted_at IS NULL
+        WHERE {_KEPT}
         """,
     ),
     # With slices_filled: every message lies in a slice. A join by ranges would look at each pair of the two.
@@ -273,13 +282,13 @@ _BOOKS = (
         FULL JOIN (
             SELECT mailing_id, standing, count(*) AS n FROM ({_LAST}) last WHERE standing <> 'waiting' GROUP BY 1, 2
         ) counted USING (mailing_id, standing)
-        JOIN mailings m ON m.id = mailing_id AND m.deleted_at IS NULL
+        JOIN mailings m ON m.id = mailing_id AND {_KEPT}
         """,
     ),
     # The reason is that of the row that made it fail: rows after it that leave it failed say something else.
     Check(
         "failures",
-        """
+        f"""
         SELECT mailing_id AS id, coalesce(kept.n, 0) <> coalesce(counted.n, 0) AS broken
         FROM (SELECT mailing_id, reason, sum(n) AS n FROM failures GROUP BY 1, 2) kept
         FULL JOIN (
@@ -296,13 +305,13 @@ _BOOKS = (
               )
             GROUP BY 1, 2
         ) counted USING (mailing_id, reason)
-        JOIN mailings m ON m.id = mailing_id AND m.deleted_at IS NULL
+        JOIN mailings m ON m.id = mailing_id AND {_KEPT}
         """,
     ),
     # A step to sent or failed is plotted once, and stays.
     Check(
         "series",
-        """
+        f"""
         SELECT mailing_id AS id, (coalesce(kept.sent, 0), coalesce(kept.failed, 0))
                                  <> (coalesce(counted.sent, 0), coalesce(counted.failed, 0)) AS broken
         FROM (SELECT mailing_id, sum(sent) AS sent, sum(failed) AS failed FROM series GROUP BY 1) kept
@@ -316,7 +325,7 @@ _BOOKS = (
             WHERE standing IN ('sent', 'failed') AND standing IS DISTINCT FROM before
             GROUP BY 1
         ) counted USING (mailing_id)
-        JOIN mailings m ON m.id = mailing_id AND m.deleted_at IS NULL
+        JOIN mailings m ON m.id = mailing_id AND {_KEPT}
         """,
     ),
     # As storage/statistics.py puts them together: their sum is the audience by construction, so none is negative.
@@ -353,13 +362,13 @@ _QUEUE = (
     # the last to go.
     Check(
         "batches_messages",
-        """
+        f"""
         SELECT b.id, b.size <> CASE WHEN b.ids IS NULL
                    THEN (SELECT count(*) FROM messages g
                          WHERE g.id BETWEEN b.first_id AND b.last_id AND g.mailing_id = b.mailing_id)
                    ELSE (SELECT count(*) FROM messages g WHERE g.id = ANY (b.ids) AND g.mailing_id = b.mailing_id)
                END AS broken
-        FROM batches b JOIN mailings m ON m.id = b.mailing_id AND m.deleted_at IS NULL
+        FROM batches b JOIN mailings m ON m.id = b.mailing_id AND {_KEPT}
         """,
     ),
     # What is done are the rows of those under the mark (ids of batches; only owned ones have a mark).
@@ -389,7 +398,7 @@ _QUEUE = (
         SELECT message_id AS id, q.seq <> coalesce(l.seq, 0) + 1 OR q.standing <> coalesce(l.standing, 'waiting')
                                  OR q.standing NOT IN ('waiting', 'retrying', 'doubtful') AS broken
         FROM ({_QUEUED}) q LEFT JOIN ({_LAST}) l USING (message_id)
-        JOIN mailings m ON m.id = q.mailing_id AND m.deleted_at IS NULL
+        JOIN mailings m ON m.id = q.mailing_id AND {_KEPT}
         WHERE q.seq > coalesce(l.seq, 0)
         """,
     ),

@@ -314,7 +314,7 @@ async def _count_failure(conn: Db, head: _Head, slot: int, row: Result) -> None:
 async def _enqueue(conn: Db, head: _Head, standing: Standing, due_at: datetime | None) -> None:
     """A batch for the try after the row just written, due now without ``due_at``; the mailing's lock keeps `close` off.
 
-    A mailing that was closed already because nothing was left goes on, unless its end has come.
+    A mailing that was closed already because nothing was left goes on, unless its end has come or it was deleted.
     """
     await conn.execute(
         """
@@ -329,8 +329,8 @@ async def _enqueue(conn: Db, head: _Head, standing: Standing, due_at: datetime |
     )
     await conn.execute(
         """
-        UPDATE mailings SET status = 'running', status_reason = NULL, over_at = NULL
-        WHERE id = $1 AND status = 'finished' AND ends_at > now()
+        UPDATE mailings SET status = 'running', status_reason = NULL, over_at = NULL, archived_at = NULL
+        WHERE id = $1 AND status = 'finished' AND ends_at > now() AND deleted_at IS NULL
         """,
         head.mailing_id,
     )

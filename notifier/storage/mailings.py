@@ -14,6 +14,12 @@ from notifier.storage.database import Db, transaction
 # Changes that other replicas must hear of; they listen on this channel (see delivery/session.py).
 CHANNEL = "notifier"
 
+# Seconds for which a deleted mailing can be restored; after that `purge` takes its rows away.
+KEEP_DELETED = 30 * 86_400.0
+
+# SQL over ``mailings m``: no piece of it was purged.
+WHOLE = "m.audience = (SELECT coalesce(sum(last_id - first_id + 1), 0) FROM slices WHERE mailing_id = m.id)"
+
 # Longer waits than this are a window's, not a backoff's (delivery/backoff.py, CAP).
 LONGEST_BACKOFF = 300
 
@@ -24,14 +30,15 @@ _COLUMNS = """
     coalesce(m.status_reason, (
         SELECT 'gateway_' || state FROM gateways
         WHERE name = 'default' AND state <> 'running' AND m.status IN ('scheduled', 'running')
-    )) AS status_reason, m.audience, m.planned, m.version, m.created_at, m.updated_at
+    )) AS status_reason, m.audience, m.planned, m.version, m.created_at, m.updated_at,
+    m.started_at, m.over_at AS finished_at, m.archived_at
 """
-_SELECT = f"""
+_READ = f"""
     SELECT {_COLUMNS},
            (SELECT text FROM mailing_texts WHERE mailing_id = m.id AND version = m.text_version) AS text
     FROM mailings m
-    WHERE m.deleted_at IS NULL
 """
+_SELECT = f"{_READ} WHERE m.deleted_at IS NULL"
 
 
 def _mailing(row: asyncpg.Record) -> Mailing:
@@ -52,6 +59,9 @@ def _mailing(row: asyncpg.Record) -> Mailing:
         version=row["version"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        archived_at=row["archived_at"],
     )
 
 
@@ -121,16 +131,29 @@ async def get(db: Db, mailing_id: int) -> Mailing:
     return _mailing(row)
 
 
-async def page(db: Db, *, status: MailingStatus | None, before: int | None, limit: int) -> list[Mailing]:
-    """Up to ``limit`` mailings with ids under ``before``, newest first."""
+async def get_deleted(db: Db, mailing_id: int) -> Mailing:
+    """A mailing that can be restored; NotFound for any other."""
+    row = await db.fetchrow(
+        _READ + "WHERE m.id = $1 AND m.deleted_at > now() - $2 * interval '1 second'", mailing_id, KEEP_DELETED
+    )
+    if row is None:
+        raise NotFound(f"There is no deleted mailing {mailing_id}.")
+    return _mailing(row)
+
+
+async def page(
+    db: Db, *, status: MailingStatus | None, before: int | None, limit: int, archived: bool = False
+) -> list[Mailing]:
+    """Up to ``limit`` mailings with ids under ``before``, newest first: the archived ones, or all others."""
     before = INT64_MAX if before is None else before
-    # A statement for each: a plan that serves both uses the index of neither.
+    # A statement for each: a plan that serves all uses the index of none.
+    select = f"{_SELECT} AND m.archived_at IS {'NOT NULL' if archived else 'NULL'} "
     if status is None:
-        rows = await db.fetch(_SELECT + "AND m.id < $1 ORDER BY m.id DESC LIMIT $2", before, limit)
+        rows = await db.fetch(select + "AND m.id < $1 ORDER BY m.id DESC LIMIT $2", before, limit)
     else:
         # Pairs, in the order of the index by status: asked for ids alone, the planner may walk down all mailings.
         rows = await db.fetch(
-            _SELECT
+            select
             + """
               AND (m.status, m.id) < ($3::text::mailing_status, $1) AND (m.status, m.id) > ($3::text::mailing_status, 0)
             ORDER BY m.status DESC, m.id DESC LIMIT $2
@@ -250,6 +273,29 @@ async def act(db: Db, mailing_id: int, verb: str, *, if_match: int | None = None
         return await get(conn, mailing_id)
 
 
+async def archive(db: Db, mailing_id: int, archived: bool, *, if_match: int | None = None) -> Mailing:
+    """Put a mailing that is over out of the lists, or back into them; where it is there already nothing changes.
+
+    Raises NotFound, Stale, IllegalTransition when it is not over.
+    """
+    async with transaction(db) as conn:
+        mailing, _ = await _locked(conn, mailing_id, if_match)
+        if mailing.status not in OVER:
+            raise IllegalTransition(f"Only a mailing that is over is archived; this one is {mailing.status}.")
+        if (mailing.archived_at is not None) == archived:
+            return mailing
+        await conn.execute(
+            """
+            UPDATE mailings
+            SET archived_at = CASE WHEN $2::boolean THEN now() END, version = version + 1, updated_at = now()
+            WHERE id = $1
+            """,
+            mailing_id,
+            archived,
+        )
+        return await get(conn, mailing_id)
+
+
 async def delete(db: Db, mailing_id: int, *, if_match: int | None = None) -> None:
     """Any status → deleted; what is not over is cancelled first. `purge` takes the rows away later."""
     async with transaction(db) as conn:
@@ -257,7 +303,8 @@ async def delete(db: Db, mailing_id: int, *, if_match: int | None = None) -> Non
         await conn.execute(
             """
             UPDATE mailings
-            SET status = $2, deleted_at = now(), over_at = coalesce(over_at, now()), version = version + 1
+            SET status = $2, deleted_at = now(), over_at = coalesce(over_at, now()), version = version + 1,
+                updated_at = now()
             WHERE id = $1
             """,
             mailing_id,
@@ -266,11 +313,40 @@ async def delete(db: Db, mailing_id: int, *, if_match: int | None = None) -> Non
         await _announce(conn)
 
 
+async def restore(db: Db, mailing_id: int, *, if_match: int | None = None) -> Mailing:
+    """Bring a deleted mailing back as it was, or cancelled where the deletion stopped it; else nothing changes.
+
+    Raises Stale, and NotFound when there is none, or it was deleted more than KEEP_DELETED seconds ago.
+    """
+    async with transaction(db) as conn:
+        row = await conn.fetchrow("SELECT version, deleted_at FROM mailings WHERE id = $1 FOR UPDATE", mailing_id)
+        if row is None:
+            raise NotFound(f"There is no mailing {mailing_id}.")
+        if if_match is not None and if_match != row["version"]:
+            raise Stale
+        if row["deleted_at"] is not None:
+            # A second statement, which sees what a purge did that held the lock before; and a replica of an older
+            # version purges at once.
+            restored = await conn.fetchval(
+                f"""
+                UPDATE mailings m SET deleted_at = NULL, version = version + 1, updated_at = now()
+                WHERE id = $1 AND deleted_at > now() - $2 * interval '1 second' AND {WHOLE} RETURNING id
+                """,
+                mailing_id,
+                KEEP_DELETED,
+            )
+            if restored is None:
+                raise NotFound(f"Mailing {mailing_id} was deleted too long ago; its messages are gone.")
+        return await get(conn, mailing_id)
+
+
 async def finish_ended(db: Db) -> list[int]:
     """scheduled, running, paused → finished for those whose end has come. One row each: what is left over expires."""
     rows = await db.fetch(
         """
-        UPDATE mailings SET status = 'finished', status_reason = 'ended', over_at = now()
+        UPDATE mailings
+        SET status = 'finished', over_at = now(),
+            status_reason = CASE WHEN planned AND audience = 0 THEN 'nobody_matched' ELSE 'ended' END
         WHERE status IN ('scheduled', 'running', 'paused') AND ends_at <= clock_timestamp()
         RETURNING id
         """
@@ -306,7 +382,12 @@ async def close(db: Db, mailing_id: int) -> bool:
         ):
             return False
         await conn.execute(
-            "UPDATE mailings SET status = 'finished', status_reason = 'completed', over_at = now() WHERE id = $1",
+            """
+            UPDATE mailings
+            SET status = 'finished', over_at = now(),
+                status_reason = CASE WHEN audience = 0 THEN 'nobody_matched' ELSE 'completed' END
+            WHERE id = $1
+            """,
             mailing_id,
         )
         return True
@@ -325,15 +406,19 @@ async def seconds_to_next(db: Db) -> float | None:
 
 
 async def purge(db: Db) -> bool:
-    """Take away one slice of a deleted mailing that nobody is sending any more; True when there may be more."""
+    """Take away one slice of a mailing that was deleted KEEP_DELETED seconds ago; True when there may be more.
+
+    A slice is up to 5,000 messages with their attempts. None of a mailing that somebody is still sending.
+    """
     async with transaction(db) as conn:
         mailing_id = await conn.fetchval(
             """
             SELECT m.id FROM mailings m
-            WHERE m.deleted_at IS NOT NULL
+            WHERE m.deleted_at IS NOT NULL AND m.deleted_at <= now() - $1 * interval '1 second'
               AND NOT EXISTS (SELECT FROM batches b WHERE b.mailing_id = m.id AND b.owner IS NOT NULL)
             ORDER BY m.id LIMIT 1 FOR UPDATE SKIP LOCKED
-            """
+            """,
+            KEEP_DELETED,
         )
         if mailing_id is None:
             return False

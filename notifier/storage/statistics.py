@@ -207,10 +207,16 @@ async def totals(db: Db) -> Totals:
     return Totals(audience=sum(row["audience"] for row in rows), messages=dict(messages))
 
 
-async def of_mailings(db: Db, before: int | None, limit: int, *, ids: Sequence[int] | None = None) -> list[Line]:
-    """Up to ``limit`` mailings with ids under ``before``, or of those in ``ids``, newest first, in one statement."""
-    # A statement for each: a plan that serves both uses the index for neither.
-    narrow = "m.id < $1" if ids is None else "m.id = ANY($1::bigint[])"
+async def of_mailings(
+    db: Db, before: int | None, limit: int, *, archived: bool = False, ids: Sequence[int] | None = None
+) -> list[Line]:
+    """Up to ``limit`` mailings with ids under ``before``, newest first, in one statement: the archived, or all others.
+
+    With ``ids`` of those, archived or not.
+    """
+    # A statement for each: a plan that serves all uses the index of none.
+    listed = f"m.id < $1 AND m.archived_at IS {'NOT NULL' if archived else 'NULL'}"
+    narrow = listed if ids is None else "m.id = ANY($1::bigint[])"
     rows = await db.fetch(
         f"""
         SELECT m.id, m.name, m.status, m.audience,

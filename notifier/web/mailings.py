@@ -61,13 +61,17 @@ class MailingHandler(Handler):
 class Mailings(MailingHandler):
     @operation(query=schemas.MailingsQuery, answer=schemas.page_of(schemas.MailingOut))
     async def get(self) -> None:
-        """List mailings, newest first."""
+        """List mailings, newest first.
+
+        Archived ones only with `archived=true`.
+        """
         status, cursor, limit = (self.params[name] for name in ("status", "cursor", "limit"))
         found = await mailings.page(
             self.db,
             status=status and MailingStatus(status),
             before=cursor[0] if cursor else None,
             limit=limit + 1,
+            archived=self.params["archived"],
         )
         page = found[:limit]
         self.answer_page(await shown(self.db, self.context, page), [page[-1].id] if len(found) > limit else None)
@@ -115,7 +119,7 @@ class OneMailing(MailingHandler):
     async def delete(self, mailing_id: int) -> None:
         """Delete a mailing with its messages.
 
-        One that runs is stopped first.
+        One that runs is stopped first. For 30 days it can be restored; then its rows are removed for good.
         """
         await mailings.delete(self.db, mailing_id, if_match=self.if_match)
         self.wake()
@@ -160,3 +164,35 @@ class MailingCancel(MailingHandler):
         Within a second no new message goes out; what was not sent becomes cancelled. 409 when it is over.
         """
         await self.act(mailing_id, "cancel")
+
+
+class MailingArchive(MailingHandler):
+    @operation(answer=schemas.MailingOut, errors=(404, 409, 412))
+    async def post(self, mailing_id: int) -> None:
+        """Archive a mailing.
+
+        It leaves the lists; everything stays readable, and counts in the totals. 409 unless it is finished or
+        cancelled; one that is archived stays so.
+        """
+        await self.answer_mailing(await mailings.archive(self.db, mailing_id, True, if_match=self.if_match))
+
+
+class MailingUnarchive(MailingHandler):
+    @operation(answer=schemas.MailingOut, errors=(404, 409, 412))
+    async def post(self, mailing_id: int) -> None:
+        """Bring an archived mailing back into the lists.
+
+        409 unless it is finished or cancelled; one that is not archived stays so.
+        """
+        await self.answer_mailing(await mailings.archive(self.db, mailing_id, False, if_match=self.if_match))
+
+
+class MailingRestore(MailingHandler):
+    @operation(answer=schemas.MailingOut, errors=(404, 412))
+    async def post(self, mailing_id: int) -> None:
+        """Restore a deleted mailing.
+
+        Within 30 days, with all its messages. One that was deleted while it ran comes back cancelled. 404 after that;
+        one that is not deleted stays as it is.
+        """
+        await self.answer_mailing(await mailings.restore(self.db, mailing_id, if_match=self.if_match))

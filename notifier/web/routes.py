@@ -66,6 +66,9 @@ ROUTES: tuple[Route, ...] = (
     Route(f"{API}/mailings/{{mailing_id}}/pause", mailings.MailingPause, read_write("mailings", "POST")),
     Route(f"{API}/mailings/{{mailing_id}}/resume", mailings.MailingResume, read_write("mailings", "POST")),
     Route(f"{API}/mailings/{{mailing_id}}/cancel", mailings.MailingCancel, read_write("mailings", "POST")),
+    Route(f"{API}/mailings/{{mailing_id}}/archive", mailings.MailingArchive, read_write("mailings", "POST")),
+    Route(f"{API}/mailings/{{mailing_id}}/unarchive", mailings.MailingUnarchive, read_write("mailings", "POST")),
+    Route(f"{API}/mailings/{{mailing_id}}/restore", mailings.MailingRestore, read_write("mailings", "POST")),
     Route(
         f"{API}/mailings/{{mailing_id}}/statistics",
         statistics.MailingStatistics,

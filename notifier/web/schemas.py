@@ -35,6 +35,7 @@ from notifier.models import (
     Outcome,
     Reason,
     Status,
+    StatusReason,
     Window,
 )
 from notifier.storage.statistics import Step
@@ -465,6 +466,17 @@ class Limit(fields.Integer):
         return int(value)
 
 
+class Flag(fields.Boolean):
+    """``true`` or ``false``, in a query."""
+
+    default_error_messages = {"invalid": "must be true or false"}  # noqa: RUF012
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
+        if value not in ("true", "false"):
+            raise self.make_error("invalid")
+        return bool(value == "true")
+
+
 class Cursor(fields.Field[Position]):
     """Where a page begins: as many integers as one of ``lengths`` says."""
 
@@ -770,22 +782,37 @@ class MailingOut(Schema):
     window = fields.Nested(WindowOut, required=True, allow_none=True)
     priority = fields.Integer(required=True)
     status = Choice(*MailingStatus, required=True)
-    status_reason = fields.String(
+    status_reason = Choice(
+        *StatusReason,
         required=True,
         allow_none=True,
         metadata={
-            "description": "How it ended: `completed`, `ended`. What a scheduled or running one waits for: "
-            "`gateway_unconfigured`, `gateway_paused`, `gateway_misconfigured`, `paused_by_settings`, `held_as_copy` "
-            "(the database was last used elsewhere and is not released), `window` (the local hours of all that are "
-            "left)."
+            "enum": [*StatusReason, None],
+            "description": "How it finished: `completed`, `ended` (its end came first), `nobody_matched` (look at the "
+            "filter). What a scheduled or running one waits for: `gateway_unconfigured`, `gateway_paused`, "
+            "`gateway_misconfigured`, `paused_by_settings`, `held_as_copy` (the database was last used elsewhere and "
+            "is not released), `window` (the local hours of all that are left).",
         },
     )
     audience = fields.Integer(required=True, metadata={"description": "Messages planned so far."})
     created_at = Moment(required=True)
-    updated_at = Moment(required=True)
+    updated_at = Moment(
+        required=True, metadata={"description": "The last edit or action. Sending and the finish do not move it."}
+    )
+    started_at = Moment(required=True, allow_none=True, metadata={"description": "When its audience was chosen."})
+    finished_at = Moment(required=True, allow_none=True, metadata={"description": "When it finished or was cancelled."})
+    archived_at = Moment(required=True, allow_none=True, metadata={"description": "null: it stands in the lists."})
 
 
-class MailingsQuery(PageQuery):
+class ArchivedQuery(PageQuery):
+    """Which mailings a list shows."""
+
+    archived = Flag(
+        load_default=False, metadata={"description": "true: those that were archived, instead of all others."}
+    )
+
+
+class MailingsQuery(ArchivedQuery):
     """The filter of the list of mailings."""
 
     status = Choice(*MailingStatus, load_default=None)

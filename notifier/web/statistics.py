@@ -20,19 +20,21 @@ class MailingStatistics(Handler):
 class Overview(Handler):
     TAG = "Statistics"
 
-    @operation(query=schemas.PageQuery, answer=schemas.OverviewOut)
+    @operation(query=schemas.ArchivedQuery, answer=schemas.OverviewOut)
     async def get(self) -> None:
         """Show all mailings in numbers, and a page of them, all of one moment.
 
-        Deleted mailings are left out.
+        Deleted mailings are left out. Archived ones count in the totals, and the page shows them with `archived=true`.
         """
-        limit, cursor = self.params["limit"], self.params["cursor"]
+        limit, cursor, archived = (self.params[name] for name in ("limit", "cursor", "archived"))
         async with (
             self.context.db.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
             totals = await statistics.totals(connection)
-            lines = await statistics.of_mailings(connection, cursor[0] if cursor else None, limit + 1)
+            lines = await statistics.of_mailings(
+                connection, cursor[0] if cursor else None, limit + 1, archived=archived
+            )
         page = lines[:limit]
         following = self.next_cursor([page[-1].id] if len(lines) > limit else None, self.params)
         self.answer(

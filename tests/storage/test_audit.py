@@ -10,10 +10,10 @@ import pytest
 from notifier.storage import audit, mailings
 from notifier.storage.audit import CHECKS, Finding
 from notifier.storage.database import Db, Pool
-from tests.storage.scenes import insert_batch, insert_ledger, insert_mailing, insert_messages, running
+from tests.storage.scenes import insert_batch, insert_ledger, insert_mailing, insert_messages, let_a_month_pass, running
 
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
-RUNNING, COMPLETED, CANCELLED, DRAFT, DELETED = range(1, 6)
+RUNNING, COMPLETED, CANCELLED, DRAFT, DELETED, BIN = range(1, 7)
 OWNED, RETRIES = 1, 2  # batches
 
 
@@ -21,6 +21,7 @@ async def sound(db: Db) -> None:
     """A mailing in each state; the running one has the messages 1 to 8 and the batches OWNED and RETRIES.
 
     Completed: 9. Cancelled: 10, 11. Deleted, its first slice purged: 12, 13 are gone, 14 is there.
+    Archived, and deleted just now: 15.
     """
     assert await insert_mailing(db) == RUNNING
     ids = await insert_messages(db, RUNNING, 8)
@@ -53,7 +54,14 @@ async def sound(db: Db) -> None:
     last = (await insert_messages(db, DELETED, 1))[0]
     await insert_batch(db, DELETED, range(last, last + 1))
     await mailings.delete(db, DELETED)
+    await let_a_month_pass(db)
     assert await mailings.purge(db)
+
+    assert await insert_mailing(db, "finished", over_for=60) == BIN
+    ids = await insert_messages(db, BIN, 1)
+    await insert_ledger(db, BIN, ids[0], ("accepted", "sent", None))
+    await mailings.archive(db, BIN, True)
+    await mailings.delete(db, BIN)
 
 
 async def breaches(db: Db) -> dict[str, list[int]]:
@@ -67,7 +75,7 @@ async def test_what_is_sound_has_no_breach_and_every_check_looks_at_something(db
     counts = {finding.name: finding.count for finding in findings}
     assert list(counts) == [check.name for check in CHECKS]
     assert [name for name, count in counts.items() if not count] == []
-    assert (counts["mailings_over"], counts["audience"], counts["ledger_dense"], counts["queued_all"]) == (5, 4, 7, 8)
+    assert (counts["mailings_over"], counts["audience"], counts["ledger_dense"], counts["queued_all"]) == (6, 5, 8, 8)
 
 
 async def test_an_empty_database_has_no_breach(db: Pool) -> None:
@@ -87,8 +95,11 @@ BREAKS: dict[str, list[tuple[str, list[int], set[str]]]] = {
         (f"UPDATE mailings SET planned = true WHERE id = {DRAFT}", [DRAFT], set()),
         (f"UPDATE mailings SET audience = 1 WHERE id = {DRAFT}", [DRAFT], {"audience"}),
         (f"UPDATE mailings SET cursor = 1 WHERE id = {RUNNING}", [RUNNING], set()),
+        (f"UPDATE mailings SET started_at = now() WHERE id = {DRAFT}", [DRAFT], set()),
     ],
+    "mailings_archived": [(f"UPDATE mailings SET archived_at = now() WHERE id = {RUNNING}", [RUNNING], set())],
     "mailings_completed": [
+        (f"UPDATE mailings SET status_reason = 'nobody_matched' WHERE id = {COMPLETED}", [COMPLETED], set()),
         (f"UPDATE mailings SET planned = false WHERE id = {COMPLETED}", [COMPLETED], set()),
         (
             "INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing) "
@@ -116,7 +127,15 @@ BREAKS: dict[str, list[tuple[str, list[int], set[str]]]] = {
         (f"UPDATE slices SET mailing_id = 99 WHERE mailing_id = {RUNNING}", [99], {"slices_complete", "slices_filled"}),
         (f"UPDATE batches SET mailing_id = 99 WHERE id = {OWNED}", [99], {"queued_all", "statistics"}),
     ],
-    "audience": [(f"UPDATE mailings SET audience = 9 WHERE id = {RUNNING}", [RUNNING], set())],
+    "audience": [
+        (f"UPDATE mailings SET audience = 9 WHERE id = {RUNNING}", [RUNNING], set()),
+        # What was deleted and can be restored is whole.
+        (
+            f"DELETE FROM messages WHERE mailing_id = {BIN}",
+            [BIN],
+            {"slices_complete", "slices_filled", "ledger_messages"},
+        ),
+    ],
     "slices_complete": [
         (f"INSERT INTO messages VALUES (0, {RUNNING}, 999)", [RUNNING], {"audience", "queued_all"}),
         ("INSERT INTO messages VALUES (0, 99, 999)", [99], {"queued_all"}),
@@ -137,8 +156,8 @@ BREAKS: dict[str, list[tuple[str, list[int], set[str]]]] = {
         (f"INSERT INTO slices VALUES ({RUNNING}, 90, 89)", [RUNNING], set()),
     ],
     "message_ids": [
-        ("UPDATE message_ids SET next = 14", [14], set()),
-        ("DELETE FROM message_ids", [14], set()),
+        ("UPDATE message_ids SET next = 15", [15], set()),
+        ("DELETE FROM message_ids", [15], set()),
     ],
     "ledger_dense": [
         ("UPDATE attempts SET seq = 2 WHERE message_id = 5", [5], {"batches_done"}),

@@ -28,6 +28,7 @@ from tests.storage.scenes import (
     insert_mailing,
     insert_messages,
     ledger_of,
+    let_a_month_pass,
     marked,
     record_one,
     report,
@@ -155,6 +156,7 @@ async def test_a_late_result_of_a_purged_message_is_told_so(db: Pool) -> None:
 async def test_a_late_result_that_waits_for_a_purge_finds_nothing(db: Pool) -> None:
     mailing_id, ids = await running(db, 2)
     await mailings.delete(db, mailing_id)
+    await let_a_month_pass(db)
     assert not await while_held(db, mailings.purge, lambda conn: ledger.append_late(conn, ME, result(0, ids[0])))
     assert not await books(db)
 

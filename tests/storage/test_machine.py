@@ -56,7 +56,7 @@ from notifier.models import (
 from notifier.storage import audience, clients, ledger, mailings, queue, statistics
 from notifier.storage.database import Db, Pool, transaction
 from notifier.storage.queue import Claimed, Loaded, Report, Result
-from tests.storage.scenes import AT, books, insert_clients, plan_slice, waiting_for_a_lock
+from tests.storage.scenes import AT, books, insert_clients, let_a_month_pass, plan_slice, waiting_for_a_lock
 
 EXAMPLES = int(os.environ.get("NOTIFIER_TEST_EXAMPLES", "0"))
 PROFILE = settings(
@@ -172,6 +172,7 @@ async def look(db: Db) -> Seen:
         """
         SELECT id, status, status_reason, version, audience, planned, horizon IS NOT NULL AS begun,
                starts_at <= now() AS started, ends_at <= now() AS ended, deleted_at IS NOT NULL AS deleted,
+               (deleted_at <= now() - interval '30 days') IS TRUE AS expired, archived_at IS NOT NULL AS archived,
                (SELECT count(*) FROM batches WHERE mailing_id = m.id) AS batches,
                EXISTS (SELECT FROM batches WHERE mailing_id = m.id AND owner IS NULL AND due_at <= now()) AS due
         FROM mailings m ORDER BY id
@@ -474,6 +475,24 @@ class Machine(RuleBasedStateMachine):
         again = await self.allowed(resolved(), legal) or []
         return lambda: self.asked_again.update(again)
 
+    @verb(most=3, beside=True, pick=PICK, archived=BOOL)
+    async def archive(self, db: Db, pick: int, archived: bool) -> None:
+        if shown := self.seen.shown():
+            mailing_id = self.pick(shown, pick)
+            legal = self.seen.status(mailing_id) in OVER
+            await self.allowed(mailings.archive(db, mailing_id, archived), legal)
+
+    @verb(when=lambda self: self.some(deleted=True), most=2, beside=True, pick=PICK)
+    async def restore(self, db: Db, pick: int) -> None:
+        deleted = [id_ for id_, mailing in self.seen.mailings.items() if mailing["deleted"]]
+        if deleted:
+            mailing_id = self.pick(deleted, pick)
+            await self.allowed(mailings.restore(db, mailing_id), not self.seen.mailings[mailing_id]["expired"])
+
+    @verb(when=lambda self: self.some(deleted=True), most=2)
+    async def a_month_passes(self, db: Db) -> None:
+        await let_a_month_pass(db)
+
     @verb(when=lambda self: len(self.seen.shown()) > 1, most=1, beside=True, pick=PICK)
     async def delete(self, db: Db, pick: int) -> None:
         if shown := self.seen.shown():
@@ -518,7 +537,7 @@ class Machine(RuleBasedStateMachine):
         done = mailing["status"] in ("running", "paused") and mailing["planned"] and not mailing["batches"]
         assert await mailings.close(db, mailing_id) == done
 
-    @verb(when=lambda self: self.some(deleted=True), beside=True)
+    @verb(when=lambda self: self.some(expired=True), beside=True)
     async def purge(self, db: Db) -> None:
         await mailings.purge(db)
 
@@ -869,6 +888,7 @@ class Machine(RuleBasedStateMachine):
         before, self.seen = self.seen, await look(self.db)
         self.transitions_are_legal(before)
         self.completed_means_complete(before)
+        self.archived_means_over()
         self.wire_agrees()
 
     def transitions_are_legal(self, before: Seen) -> None:
@@ -884,7 +904,11 @@ class Machine(RuleBasedStateMachine):
             if message_id in self.seen.messages:
                 assert self.seen.messages[message_id][1][: len(rows)] == rows, f"message {message_id}'s past changed"
             else:
-                assert before.mailings[mailing_id]["deleted"], f"message {message_id} vanished"
+                assert before.mailings[mailing_id]["expired"], f"message {message_id} vanished"
+
+    def archived_means_over(self) -> None:
+        for mailing_id, mailing in self.seen.mailings.items():
+            assert not mailing["archived"] or self.seen.status(mailing_id) in OVER, f"{mailing_id} goes on, archived"
 
     def completed_means_complete(self, before: Seen) -> None:
         """Nothing was left when it was closed, and nothing came since, but for what came after the end."""
@@ -950,6 +974,7 @@ class Machine(RuleBasedStateMachine):
         for line in await statistics.of_mailings(self.db, None, 100):
             assert line.status in OVER | {MailingStatus.DRAFT}, f"mailing {line.id} is {line.status}"
             assert not any(line.messages[status] for status in UNDER_WAY), f"mailing {line.id}: {line.messages}"
+        await let_a_month_pass(self.db)
         while await mailings.purge(self.db):
             pass
         self.seen = await look(self.db)

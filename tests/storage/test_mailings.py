@@ -14,7 +14,7 @@ import pytest
 
 from notifier.errors import Conflict, IllegalTransition, Invalid, NotFound, Stale
 from notifier.models import MAILING_TRANSITIONS, OVER, Filter, Mailing, MailingStatus, Window
-from notifier.storage import audience, mailings, queue, statistics
+from notifier.storage import audience, ledger, mailings, queue, statistics
 from notifier.storage.database import Connection, Db, Pool
 from tests.conftest import poll_until
 from tests.storage.scenes import (
@@ -27,6 +27,7 @@ from tests.storage.scenes import (
     insert_ledger,
     insert_mailing,
     insert_messages,
+    let_a_month_pass,
     marked,
     plan_slice,
     record_one,
@@ -142,7 +143,8 @@ async def test_pages_are_newest_first_and_by_status(db: Pool) -> None:
 
 
 async def test_no_page_of_mailings_reads_more_the_deeper_it_lies(db: Pool) -> None:
-    """30,000 mailings, two of them drafts: a page reads its own rows, of whatever list and in whatever plan."""
+    """30,000 mailings, half of them archived in two blocks, two drafts: a page reads its own rows, whatever the list,
+    in whatever plan."""
     await db.execute(
         """
         INSERT INTO mailings (starts_at, ends_at, status, planned, over_at, horizon)
@@ -151,6 +153,7 @@ async def test_no_page_of_mailings_reads_more_the_deeper_it_lies(db: Pool) -> No
         FROM generate_series(1, 30000) n
         """
     )
+    await db.execute("UPDATE mailings SET archived_at = now() WHERE id % 15000 < 7500 AND status = 'finished'")
     await db.execute("INSERT INTO mailing_texts (mailing_id, version, text) SELECT id, 1, 'Hi' FROM mailings")
     await db.execute("ANALYZE mailings, mailing_texts")
     read = """
@@ -166,13 +169,19 @@ async def test_no_page_of_mailings_reads_more_the_deeper_it_lies(db: Pool) -> No
             return int(await connection.fetchval(read) - start)
 
         pages: dict[str, Callable[[], Awaitable[Any]]] = {
-            f"{status} before {before}": partial(mailings.page, connection, status=status, before=before, limit=50)
+            f"{status} before {before}, archived {archived}": partial(
+                mailings.page, connection, status=status, before=before, limit=50, archived=archived
+            )
             for status in (None, MailingStatus.DRAFT, MailingStatus.FINISHED)
             for before in (None, middle)
+            for archived in (False, True)
         }
         pages |= {
-            f"lines before {before}": partial(statistics.of_mailings, connection, before, 50)
+            f"lines before {before}, archived {archived}": partial(
+                statistics.of_mailings, connection, before, 50, archived=archived
+            )
             for before in (None, middle)
+            for archived in (False, True)
         }
         pages["lines of some"] = partial(
             statistics.of_mailings, connection, None, 50, ids=list(range(middle, middle + 50))
@@ -453,6 +462,9 @@ async def test_a_deleted_mailing_goes_piece_by_piece_and_leaves_nothing(db: Pool
     deleted = await _sent_and_failed(db)
     assert await mailings.purge(db) is False
     await mailings.delete(db, deleted)
+    assert await mailings.purge(db) is False
+    assert not await books(db)
+    await let_a_month_pass(db)
 
     messages = []
     while await mailings.purge(db):
@@ -467,6 +479,7 @@ async def test_a_deleted_mailing_goes_piece_by_piece_and_leaves_nothing(db: Pool
 async def test_nothing_is_purged_while_somebody_owns_a_batch(db: Pool) -> None:
     mailing_id, ids, batch = await marked(db, 2, mark=2)
     await mailings.delete(db, mailing_id)
+    await let_a_month_pass(db)
     assert await mailings.purge(db) is False
     await record_one(db, report(batch, 2, old_mark=2), result(batch, ids[0]))
     assert await mailings.purge(db) is False
@@ -479,6 +492,7 @@ async def test_nothing_is_purged_while_somebody_owns_a_batch(db: Pool) -> None:
 async def test_without_waiting_for_the_owner_rows_are_left_that_belong_to_nothing(db: Pool) -> None:
     mailing_id, ids, batch = await marked(db, 2, mark=2)
     await mailings.delete(db, mailing_id)
+    await let_a_month_pass(db)
     async with without(db, {"AND b.owner IS NOT NULL)": "AND false)"}) as changed:
         await mailings.purge(changed)
         await record_one(db, report(batch, 2, old_mark=2), result(batch, ids[0]))
@@ -490,6 +504,7 @@ async def test_without_waiting_for_the_owner_rows_are_left_that_belong_to_nothin
 async def test_two_who_purge_pass_each_other(db: Pool) -> None:
     first, second = await _sent_and_failed(db), None
     await mailings.delete(db, first)
+    await let_a_month_pass(db)
     async with db.acquire() as conn, conn.transaction():
         assert await mailings.purge(conn)
         assert await asyncio.wait_for(mailings.purge(db), 5) is False
@@ -497,6 +512,129 @@ async def test_two_who_purge_pass_each_other(db: Pool) -> None:
     while await mailings.purge(db):
         pass
     assert await rows_left(db) == {}
+
+
+async def test_a_deleted_mailing_is_restored_whole(db: Pool) -> None:
+    """Also when a request was under way at its deletion, and was answered after it."""
+    for status in STATUSES:
+        mailing_id = await insert_mailing(db, status, over_for=5 if status in OVER else None)
+        before = await mailings.get(db, mailing_id)
+        await mailings.delete(db, mailing_id)
+        assert (await mailings.get_deleted(db, mailing_id)).id == mailing_id
+        after = await mailings.restore(db, mailing_id)
+        assert after.status == (status if status in OVER else "cancelled")
+        assert (after.version, after.text, after.finished_at is not None) == (3, before.text, True)
+        assert after.updated_at > before.updated_at
+        assert await mailings.restore(db, mailing_id) == after
+        with pytest.raises(NotFound):
+            await mailings.get_deleted(db, mailing_id)
+
+    mailing_id, ids, batch = await marked(db, 4, mark=2)
+    await mailings.delete(db, mailing_id)
+    await record_one(db, report(batch, 2, old_mark=2), result(batch, ids[0]))
+    await mailings.restore(db, mailing_id)
+    await record_one(db, report(batch, 2, old_mark=2, release=True), result(batch, ids[1]))
+    assert not await books(db)
+    assert await queue.claim(db, ME, after=0) == []
+    counts = (await statistics.of_mailing(db, mailing_id)).messages
+    assert {status: n for status, n in counts.items() if n} == {"sent": 2, "cancelled": 2}
+
+
+async def _over(db: Db) -> int:
+    """A finished mailing with three messages in two slices, all sent."""
+    mailing_id = await insert_mailing(db, "finished", over_for=5)
+    for message_id in [*await insert_messages(db, mailing_id, 2), *await insert_messages(db, mailing_id, 1)]:
+        await insert_ledger(db, mailing_id, message_id, ("accepted", "sent", None))
+    return mailing_id
+
+
+async def test_what_was_deleted_too_long_ago_is_not_restored(db: Pool) -> None:
+    """After 30 days, whether its purge has begun or not; and what an older version has begun to purge at once."""
+    expired, begun = await _over(db), await _over(db)
+    for mailing_id in (expired, begun):
+        await mailings.delete(db, mailing_id)
+    await db.execute("UPDATE mailings SET deleted_at = deleted_at - interval '30 days' WHERE id = $1", expired)
+    await db.execute("DELETE FROM slices WHERE first_id = (SELECT max(first_id) FROM slices)")
+    for mailing_id in (expired, begun):
+        with pytest.raises(NotFound, match="too long ago"):
+            await mailings.restore(db, mailing_id)
+    with pytest.raises(NotFound, match="There is no mailing"):
+        await mailings.restore(db, 999)
+
+
+async def test_a_restore_that_waits_for_a_purge_finds_it_begun(db: Pool) -> None:
+    mailing_id = await _over(db)
+    await mailings.delete(db, mailing_id)
+    await let_a_month_pass(db)
+
+    async def purge(conn: Connection) -> None:
+        await mailings.purge(conn)
+        await conn.execute("UPDATE mailings SET deleted_at = now()")  # so that only the purge speaks against it
+
+    with pytest.raises(NotFound):
+        await while_held(db, purge, lambda conn: mailings.restore(conn, mailing_id))
+
+
+# ---- archive ------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_over_is_archived_and_back(db: Pool) -> None:
+    for status in STATUSES:
+        mailing_id = await insert_mailing(db, status, over_for=5 if status in OVER else None)
+        if status not in OVER:
+            for archived in (True, False):
+                with pytest.raises(IllegalTransition, match=f"this one is {status}"):
+                    await mailings.archive(db, mailing_id, archived)
+            continue
+        with pytest.raises(Stale):
+            await mailings.archive(db, mailing_id, True, if_match=2)
+        put_away = await mailings.archive(db, mailing_id, True, if_match=1)
+        assert (put_away.version, put_away.archived_at) == (2, put_away.updated_at)
+        assert await mailings.archive(db, mailing_id, True) == put_away
+        back = await mailings.archive(db, mailing_id, False)
+        assert (back.version, back.archived_at) == (3, None)
+        assert await mailings.archive(db, mailing_id, False) == back
+
+
+async def test_archived_ones_are_in_a_list_of_their_own_and_in_the_totals(db: Pool) -> None:
+    """Of nine finished ones every third is archived; one of those is deleted."""
+    made = [await _over(db) for _ in range(9)]
+    for mailing_id in made[::3]:
+        await mailings.archive(db, mailing_id, True)
+    await mailings.delete(db, made[6])
+    away, listed = [made[3], made[0]], [n for n in reversed(made) if n not in made[::3]]
+    for archived, expected in ((True, away), (False, listed)):
+        for status in (None, MailingStatus.FINISHED):
+            first = await mailings.page(db, status=status, before=None, limit=1, archived=archived)
+            rest = await mailings.page(db, status=status, before=first[0].id, limit=50, archived=archived)
+            assert [mailing.id for mailing in first + rest] == expected
+        assert await mailings.page(db, status=MailingStatus.DRAFT, before=None, limit=50, archived=archived) == []
+        assert [line.id for line in await statistics.of_mailings(db, None, 50, archived=archived)] == expected
+    assert len(await statistics.of_mailings(db, None, 50, ids=made)) == 8
+    assert (await statistics.totals(db)).audience == 8 * 3
+
+
+async def test_an_archived_mailing_that_goes_on_is_back_in_the_lists(db: Pool) -> None:
+    """An operator has one of its unknown messages sent again; a deleted one never goes on."""
+    for deleted in (False, True):
+        mailing_id, [message_id] = await running(db, 1)
+        await db.execute("DELETE FROM batches")
+        await insert_ledger(db, mailing_id, message_id, ("unknown", "unknown", "timeout"))
+        assert await mailings.close(db, mailing_id)
+        await mailings.archive(db, mailing_id, True)
+        if deleted:
+            await mailings.delete(db, mailing_id)
+            late = result(0, message_id, "unavailable", "retrying", reason="dns")
+            assert await ledger.append_late(db, ME, late)
+            row = await db.fetchrow("SELECT status, over_at FROM mailings WHERE id = $1", mailing_id)
+            assert row is not None
+            assert (row["status"], row["over_at"] is not None) == ("finished", True)
+            assert await queue.claim(db, ME, after=0) == []
+        else:
+            await ledger.resolve(db, message_id, "again")
+            mailing = await mailings.get(db, mailing_id)
+            assert (mailing.status, mailing.archived_at, mailing.finished_at) == ("running", None, None)
+            await mailings.act(db, mailing_id, "cancel")
 
 
 # ---- begin, finish, close -----------------------------------------------------------------------------------------
@@ -529,7 +667,7 @@ async def test_what_has_ended_is_finished(db: Pool) -> None:
         assert await mailings.finish_ended(db) == ([ended] if alive else [])
         mailing = await mailings.get(db, ended)
         assert mailing.status == ("finished" if alive else status)
-        assert mailing.status_reason == ("ended" if alive else None)
+        assert mailing.status_reason == ("nobody_matched" if alive else None)
         assert (await db.fetchval("SELECT over_at FROM mailings WHERE id = $1", ended) is not None) == alive
         assert await mailings.finish_ended(db) == []
 
@@ -544,9 +682,46 @@ async def test_a_mailing_is_closed_when_it_is_planned_and_nothing_is_left(db: Po
         assert await mailings.worked_off(db) == ([mailing_id] if ready else [])
         assert await mailings.close(db, mailing_id) is ready
         mailing = await mailings.get(db, mailing_id)
-        assert (mailing.status, mailing.status_reason) == (("finished", "completed") if ready else (status, None))
+        assert (mailing.status, mailing.status_reason) == (("finished", "nobody_matched") if ready else (status, None))
         assert (await db.fetchval("SELECT over_at FROM mailings WHERE id = $1", mailing_id) is not None) == ready
         assert await mailings.close(db, mailing_id) is False
+
+
+async def test_a_mailing_to_nobody_says_so(db: Pool) -> None:
+    """Closed or ended; where somebody was chosen, or the choice was not done, it does not."""
+    for verb, audience_, planned, expected in (
+        ("close", 0, True, "nobody_matched"),
+        ("close", 1, True, "completed"),
+        ("end", 0, True, "nobody_matched"),
+        ("end", 0, False, "ended"),
+        ("end", 1, True, "ended"),
+    ):
+        mailing_id = await insert_mailing(db, planned=planned, ends_in=-1 if verb == "end" else 60)
+        if audience_:
+            [message_id] = await insert_messages(db, mailing_id, 1)
+            await insert_ledger(db, mailing_id, message_id, ("accepted", "sent", None))
+        assert await mailings.close(db, mailing_id) if verb == "close" else await mailings.finish_ended(db)
+        assert (await mailings.get(db, mailing_id)).status_reason == expected
+
+
+async def test_when_it_started_and_finished_is_said_and_is_no_edit(db: Pool) -> None:
+    mailing = await create(db)
+    assert (mailing.started_at, mailing.finished_at) == (None, None)
+    await audience.begin_due(db)
+    begun = await mailings.get(db, mailing.id)
+    assert begun.started_at is not None
+    assert begun.started_at > mailing.created_at
+    paused = await mailings.act(db, mailing.id, "pause")
+    resumed = await mailings.act(db, mailing.id, "resume")
+    assert resumed.started_at == begun.started_at
+    assert resumed.updated_at > paused.updated_at > begun.updated_at == mailing.updated_at
+    await db.execute("UPDATE mailings SET planned = true")
+    assert await mailings.close(db, mailing.id)
+    closed = await mailings.get(db, mailing.id)
+    assert closed.finished_at is not None
+    assert closed.finished_at > closed.updated_at == resumed.updated_at
+    cancelled = await mailings.act(db, (await create(db)).id, "cancel")
+    assert (cancelled.started_at, cancelled.finished_at) == (None, cancelled.updated_at)
 
 
 async def test_two_replicas_close_a_mailing_once(db: Pool) -> None:

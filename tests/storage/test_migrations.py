@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import psycopg
@@ -118,3 +120,28 @@ def test_migration_without_a_transaction(empty_dsn: str, tmp_path: Path) -> None
         "-- transactional: false\n-- depends: 0001.table\nCREATE INDEX CONCURRENTLY one_id ON one (id)"
     )
     assert database.migrate(empty_dsn, tmp_path) == ["0001.table", "0002.index"]
+
+
+def test_mailings_of_before_know_when_they_started(empty_dsn: str, tmp_path: Path) -> None:
+    """Begun with messages: when these were made. Begun with nobody: its start. Not begun, or paused before: never."""
+    older = [name for name in NAMES if name < "0007"]
+    for name in older:
+        shutil.copy(database.MIGRATIONS / f"{name}.sql", tmp_path)
+    assert database.migrate(empty_dsn, tmp_path) == older
+    with psycopg.connect(empty_dsn) as connection:
+        connection.execute(
+            """
+            INSERT INTO mailings (starts_at, ends_at, status, horizon, created_at)
+            SELECT '2026-03-01 09:00Z', '2026-03-02 09:00Z', status::mailing_status, horizon, created_at::timestamptz
+            FROM (VALUES ('running', 5, '2026-02-01 00:00Z'), ('finished', 5, '2026-03-01 10:00Z'),
+                         ('draft', NULL, '2026-02-01 00:00Z')) m (status, horizon, created_at)
+            """
+        )
+        connection.execute(
+            "INSERT INTO slices SELECT 1, n, n, '2026-03-01 09:30Z'::timestamptz + n * '1 min'::interval "
+            "FROM generate_series(0, 2) n"
+        )
+    assert database.migrate(empty_dsn) == [name for name in NAMES if name >= "0007"]
+    with psycopg.connect(empty_dsn) as connection:
+        rows = connection.execute("SELECT started_at AT TIME ZONE 'UTC' FROM mailings ORDER BY id").fetchall()
+    assert rows == [(datetime(2026, 3, 1, 9, 30),), (datetime(2026, 3, 1, 10),), (None,)]

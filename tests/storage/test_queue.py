@@ -30,6 +30,7 @@ from tests.storage.scenes import (
     insert_mailing,
     insert_messages,
     ledger_of,
+    let_a_month_pass,
     marked,
     record_one,
     report,
@@ -1030,6 +1031,7 @@ async def test_a_purged_mailing_leaves_its_old_owner_nothing_to_write(db: Pool) 
     mailing_id, ids, batch = await marked(db, 2, mark=2)
     await mailings.delete(db, mailing_id)
     await record_one(db, report(batch), *(result(batch, id_) for id_ in ids))
+    await let_a_month_pass(db)
     while await mailings.purge(db):
         pass
     assert not (await record_one(db, report(batch), result(batch, ids[0]))).owned

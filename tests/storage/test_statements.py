@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 
 from notifier import storage
-from notifier.models import Filter
+from notifier.models import Filter, MailingStatus
 from notifier.storage import audience, audit, clients, mailings, queue, statistics
 from notifier.storage.database import Pool
 from tests.storage.scenes import ME, insert_clients, insert_mailing, plan_slice
@@ -54,7 +54,9 @@ def composers(module: str) -> set[str]:
         if isinstance(function, ast.AsyncFunctionDef | ast.FunctionDef)
         for node in ast.walk(function)
         if composes(node)
-        if any(is_sql(part) or (isinstance(part, ast.Name) and part.id == "_SELECT") for part in ast.walk(node))
+        if any(
+            is_sql(part) or (isinstance(part, ast.Name) and part.id in ("_SELECT", "_READ")) for part in ast.walk(node)
+        )
     }
 
 
@@ -84,7 +86,10 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
         await queue.claim(db, ME, after=0, retries=retries)
     await queue.orders(db, mailing_id)
     await mailings.get(db, mailing_id)
-    await mailings.page(db, status=None, before=None, limit=5)
+    for archived in (False, True):
+        await mailings.page(db, status=None, before=None, limit=5, archived=archived)
+        await mailings.page(db, status=MailingStatus.FINISHED, before=None, limit=5, archived=archived)
+        await statistics.of_mailings(db, None, 5, archived=archived)
     for ids in (None, [mailing_id]):
         await statistics.of_mailings(db, 5, 5, ids=ids)
     await clients.get(db, client_id)
@@ -92,6 +97,9 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
     await clients.page(db, phone=1, operator_code="916", tag="vip", timezone="UTC", before=9, limit=5)
     await db.execute("UPDATE mailings SET over_at = now()")  # a breach: whose ids are asked for too
     assert "mailings_over" in [finding.name async for finding in audit.run(db) if finding.breach]
+    await mailings.delete(db, mailing_id)
+    await mailings.get_deleted(db, mailing_id)
+    await mailings.restore(db, mailing_id)
 
     assert {name for module in MODULES for name in composers(module)} == {
         "audience.count",
@@ -103,6 +111,8 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
         "queue.orders",
         "mailings.create",
         "mailings.get",
+        "mailings.get_deleted",
+        "mailings.restore",
         "mailings.page",
         "clients.get",
         "clients.page",

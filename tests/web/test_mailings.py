@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 
 from notifier.models import MailingStatus
-from notifier.storage import gateways, installation
+from notifier.storage import gateways, installation, mailings
 from notifier.storage.database import Pool
 from notifier.storage.installation import Hold
 from notifier.web.base import GatewayDefaults
+from tests.storage.scenes import insert_ledger, let_a_month_pass, running
 from tests.web.conftest import Api, MakeApi
 
 FIELDS = [
     "id", "name", "text", "filter", "starts_at", "ends_at", "window", "priority", "status", "status_reason", "audience",
-    "created_at", "updated_at",
+    "created_at", "updated_at", "started_at", "finished_at", "archived_at",
 ]  # fmt: skip
 LATER = {"text": "Hi", "starts_at": "2100-01-01T00:00:00Z", "ends_at": "2100-01-02T00:00:00Z"}
 
@@ -71,6 +72,9 @@ async def test_a_mailing_is_made_read_changed_and_deleted(api: Api) -> None:
         "audience": 0,
         "created_at": 0,
         "updated_at": 0,
+        "started_at": None,
+        "finished_at": None,
+        "archived_at": None,
     }
     assert len(api.woken) == 1
     read = await api.get(path)
@@ -334,3 +338,63 @@ async def test_what_is_no_id_is_not_found(api: Api) -> None:
         for path in (f"/mailings/{text}", f"/mailings/{text}/statistics", f"/mailings/{text}/messages"):
             assert (await api.get(path)).status == 404, path
         assert (await api.post(f"/mailings/{text}/start")).status == 404, text
+
+
+async def test_a_mailing_is_archived_and_everything_of_it_stays_readable(api: Api, db: Pool) -> None:
+    mailing_id, [message_id] = await running(db, 1)
+    await db.execute("DELETE FROM batches")
+    await insert_ledger(db, mailing_id, message_id, ("accepted", "sent", None))
+    path = f"/mailings/{mailing_id}"
+    for verb in ("archive", "unarchive"):
+        refused = await api.post(f"{path}/{verb}")
+        assert (refused.status, refused.json["type"]) == (409, "urn:notifier:illegal-transition")
+    assert await mailings.close(db, mailing_id)
+    assert (await api.post(f"{path}/archive", headers={"If-Match": '"9"'})).status == 412
+    archived = await api.post(f"{path}/archive", headers={"If-Match": '"1"'})
+    assert (archived.status, archived.headers["ETag"]) == (200, '"2"')
+    assert archived.json["archived_at"] == archived.json["updated_at"]
+    assert archived.json["finished_at"] < archived.json["archived_at"]
+    assert (await api.post(f"{path}/archive")).json == archived.json
+
+    async def listed(query: str) -> list[int]:
+        page = (await api.get(f"/mailings{query}")).json
+        lines = (await api.get(f"/statistics{query}")).json
+        assert [line["id"] for line in lines["mailings"]["items"]] == [mailing["id"] for mailing in page["items"]]
+        assert lines["messages"]["sent"] == 1
+        return [mailing["id"] for mailing in page["items"]]
+
+    assert await listed("") == await listed("?archived=false") == []
+    assert await listed("?archived=true") == [mailing_id]
+    assert (await api.get("/mailings?archived=true&status=finished")).json["items"] == [archived.json]
+    assert (await api.get("/mailings?archived=true&status=cancelled")).json["items"] == []
+    assert (await api.get("/mailings?archived=1")).pointers() == ["archived"]
+    assert (await api.get(path)).json == archived.json
+    assert (await api.get(f"{path}/statistics")).json["messages"]["sent"] == 1
+    assert [message["id"] for message in (await api.get(f"{path}/messages")).json["items"]] == [message_id]
+    back = await api.post(f"{path}/unarchive")
+    assert (back.status, back.json["archived_at"], back.headers["ETag"]) == (200, None, '"3"')
+    assert await listed("") == [mailing_id]
+
+
+async def test_a_deleted_mailing_is_restored(api: Api, db: Pool) -> None:
+    """It ran when it was deleted, so it comes back cancelled; with its messages, and for 30 days."""
+    mailing_id, _ = await running(db, 3)
+    path = f"/mailings/{mailing_id}"
+    before = (await api.get(path)).json
+    assert (await api.delete(path)).status == 204
+    for method, suffix in (("GET", ""), ("GET", "/messages"), ("POST", "/archive"), ("DELETE", "")):
+        assert (await api.call(method, path + suffix)).status == 404
+    restored = await api.post(f"{path}/restore")
+    assert (restored.status, restored.headers["ETag"]) == (200, '"3"')
+    assert restored.json == before | {name: restored.json[name] for name in ("status", "updated_at", "finished_at")}
+    assert restored.json["status"] == "cancelled"
+    assert (await api.get(path)).json == (await api.post(f"{path}/restore")).json == restored.json
+    assert (await api.get(f"{path}/statistics")).json["messages"]["cancelled"] == 3
+    assert len((await api.get(f"{path}/messages")).json["items"]) == 3
+    await api.delete(path)
+    await let_a_month_pass(db)
+    late = await api.post(f"{path}/restore")
+    assert (late.status, late.json["detail"]) == (
+        404, f"Mailing {mailing_id} was deleted too long ago; its messages are gone."
+    )  # fmt: skip
+    assert (await api.post("/mailings/999/restore")).status == 404

@@ -17,6 +17,7 @@ from aiohttp import FormData
 from notifier import models
 from notifier.errors import Invalid, Problem
 from notifier.models import Status
+from notifier.storage import mailings
 from notifier.storage.database import Pool
 from notifier.storage.installation import Hold
 from notifier.web import schemas
@@ -340,8 +341,29 @@ async def test_a_mailing_is_made_changed_started_paused_resumed_and_cancelled(br
     assert "A mailing that is cancelled cannot cancel." in again.text
     assert "It is over" in (await browser.get((await browser.get(f"{path}/edit")).location)).text
 
-    assert "is deleted" in (await browser.press(f"{path}/delete", f"{path}/delete")).text
+    assert "is in no list but that of the archived ones" in (await browser.press(path, f"{path}/archive")).text
+    assert "Sale" not in (await browser.get("/admin/mailings")).text
+    assert "Sale" in (await browser.get("/admin/mailings?archived=true")).text
+    assert "is back in the lists" in (await browser.press(path, f"{path}/unarchive")).text
+    assert "No mailing is archived" in (await browser.get("/admin/mailings?archived=true")).text
+    assert "Sale" in (await browser.get("/admin/mailings")).text
+
+    assert "Until then it can be restored" in (await browser.get(f"{path}/delete")).text
+    deleted = await browser.press(f"{path}/delete", f"{path}/delete")
+    assert "“Sale” is deleted" in deleted.text
     assert (await browser.get(path)).status == 404
+    assert "“Sale” is restored." in (await browser.press(f"{path}/restore", f"{path}/restore")).text
+    assert (await browser.get(f"{path}/restore")).status == 404
+
+
+async def test_a_mailing_to_nobody_says_so(browser: Browser) -> None:
+    await browser.log_in()
+    db = browser.api.context.db
+    mailing_id = await insert_mailing(db)
+    await db.execute("UPDATE mailings SET planned = true, status = 'running', over_at = NULL")
+    assert await mailings.close(db, mailing_id)
+    shown = await browser.get(f"/admin/mailings/{mailing_id}")
+    assert "No client matched its filter: nobody was texted." in shown.text
 
 
 async def test_errors_stand_beside_their_fields_and_the_values_stay(browser: Browser) -> None:

@@ -43,6 +43,8 @@ DONE = {
     "pause": "“{}” is paused. What is under way is finished; nothing new goes out.",
     "resume": "“{}” goes on.",
     "cancel": "“{}” is cancelled. What was not sent stays unsent.",
+    "archive": "“{}” is archived: it is in no list but that of the archived ones.",
+    "unarchive": "“{}” is back in the lists.",
 }
 
 
@@ -145,18 +147,25 @@ class Mailings(MailingPage):
         query = self.read_query(schemas.MailingsQuery)
         status = query["status"] and MailingStatus(query["status"])
         before = query["cursor"][0] if query["cursor"] else None
-        found = await mailings.page(self.db, status=status, before=before, limit=PAGE + 1)
+        archived = query["archived"]
+        found = await mailings.page(self.db, status=status, before=before, limit=PAGE + 1, archived=archived)
         page = await shown(self.db, self.context, found[:PAGE])
-        here = {"status": query["status"], "cursor": self.get_query_argument("cursor", None)}
+        here = {
+            "status": query["status"],
+            "archived": "true" if archived else None,
+            "cursor": self.get_query_argument("cursor", None),
+        }
         self.show(
             "mailings/live_list.html" if self.is_live else "mailings/list.html",
             mailings=page,
             progress=await progress_of(self.db, page),
             status=status,
             statuses=list(MailingStatus),
+            archived=archived,
             live_now=any(mailing.status in LIVE for mailing in page),
             here=self.link(**here),
             first=before is None,
+            newest=self.link(**{**here, "cursor": None}),
             older=self.link(**{**here, "cursor": self.next_cursor([page[-1].id], query)})
             if len(found) > PAGE
             else None,
@@ -297,8 +306,12 @@ class MailingAction(MailingPage):
     """One of the verbs; those that cannot be taken back ask first."""
 
     async def get(self, mailing_id: int, verb: str) -> None:
-        if verb not in ("start", "cancel", "delete"):
+        if verb not in ("start", "cancel", "delete", "restore"):
             raise NotFound
+        if verb == "restore":
+            mailing = await mailings.get_deleted(self.db, mailing_id)
+            self.show("mailings/restore.html", mailing=mailing, title=title_of(mailing))
+            return
         mailing = await mailings.get(self.db, mailing_id)
         if verb == "start":
             if mailing.status is MailingStatus.DRAFT:
@@ -320,14 +333,21 @@ class MailingAction(MailingPage):
             mailing = await mailings.get(self.db, mailing_id)
             await mailings.delete(self.db, mailing_id)
             self.wake()
-            self.go("/admin/mailings", f"“{title_of(mailing)}” is deleted.")
+            self.go(f"/admin/mailings/{mailing_id}/restore", f"“{title_of(mailing)}” is deleted.")
+            return
+        if verb == "restore":
+            mailing = await mailings.restore(self.db, mailing_id)
+            self.go(f"/admin/mailings/{mailing_id}", f"“{title_of(mailing)}” is restored.")
             return
         if verb not in DONE:
             raise NotFound
         try:
             # What is started is what was shown.
             seen = self.version() if verb == "start" else None
-            mailing = await mailings.act(self.db, mailing_id, verb, if_match=seen)
+            if verb in ("archive", "unarchive"):
+                mailing = await mailings.archive(self.db, mailing_id, verb == "archive")
+            else:
+                mailing = await mailings.act(self.db, mailing_id, verb, if_match=seen)
         except Stale:
             self.go(f"/admin/mailings/{mailing_id}/start", "The draft was changed meanwhile: look again.", wrong=True)
             return

@@ -40,6 +40,7 @@ STATUSES: dict[str, str] = {
 MAILING_REASONS: dict[str, str] = {
     "completed": "All messages are worked off.",
     "ended": "Its end came; what was not sent by then has expired.",
+    "nobody_matched": "No client matched its filter: nobody was texted.",
     "gateway_unconfigured": "Waits: no gateway is configured. Set GATEWAY_URL and start the service again.",
     "gateway_paused": "Waits: the gateway is paused.",
     "gateway_misconfigured": "Waits: the gateway refuses us. Put that right, then resume the gateway.",
