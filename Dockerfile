@@ -29,6 +29,6 @@ EXPOSE 8080
 STOPSIGNAL SIGTERM
 # Liveness only: a database that is away must not get the container killed.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/healthz', timeout=4)"]
+  CMD ["python", "-m", "notifier.health"]
 ENTRYPOINT ["notifier"]
 CMD ["serve"]

@@ -362,6 +362,7 @@ class Stage:
             "bootstrap_token": TOKEN,
             "secret_key": TOKEN,
             "log_format": "json",
+            "drain_delay": 0,
         }
         variables = {name.upper(): str(value) for name, value in (values | settings).items()}
         variables |= {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(ROOT), "HOME": str(self.folder)}

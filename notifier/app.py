@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -18,8 +19,6 @@ from zoneinfo import ZoneInfo
 import click
 import psycopg
 import structlog
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 
 from notifier import __version__, install, telemetry
 from notifier.delivery.gateway import Gateway
@@ -29,8 +28,9 @@ from notifier.models import OnUnknown
 from notifier.settings import Settings, secret_key
 from notifier.storage import database, embedded, replicas
 from notifier.storage.installation import Hold
+from notifier.web import server as web
 from notifier.web.addresses import PublicUrl
-from notifier.web.base import SERVER, Context, GatewayDefaults, bootstrap_token
+from notifier.web.base import Context, GatewayDefaults, bootstrap_token
 from notifier.web.routes import ROUTES, make_application
 from notifier.web.system import Health, Metrics, Ready
 
@@ -41,6 +41,9 @@ GATEWAY = "default"  # the one that the settings name; tables and code are ready
 # Connections of a replica. They are two pools, so that no burst of calls keeps the engine waiting, nor the other way
 # round: nine loops and a control connection, and what Tornado can use in one process.
 ENGINE_POOL, WEB_POOL = 10, 10
+BACKLOG = 1024  # connections that wait to be accepted: a moment's burst
+# A terminal that is closed sends SIGHUP, Ctrl-\ SIGQUIT.
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 OBSERVED = (Health, Ready, Metrics)  # what a worker answers
 
 
@@ -61,10 +64,10 @@ class Service:
 def told(*, failed: int = 1, stopped: int = 1) -> Iterator[None]:
     """Errors become words on stderr: exit 2 for what must be set differently, ``failed`` for what went wrong.
 
-    Until a loop runs, and after it, SIGTERM unwinds as Ctrl-C does: the last one out stops the embedded PostgreSQL.
-    The exit code then is ``stopped``: 0 where to be stopped is no failure.
+    Until a loop runs, and after it, each of `STOPPING` unwinds as Ctrl-C does: the last one out stops the embedded
+    PostgreSQL. The exit code then is ``stopped``: 0 where to be stopped is no failure.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _unwind_on_signals()
     try:
         yield
     except SettingsError as error:
@@ -97,21 +100,69 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     try:
         return runner(main)
     finally:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a loop leaves the system's default behind
+        _unwind_on_signals()  # a loop leaves the system's defaults behind
+
+
+def stopping() -> list[signal.Signals]:
+    """Return the signals that stop a process: not SIGHUP where `nohup` has it ignored."""
+    return [each for each in STOPPING if signal.getsignal(each) is not signal.SIG_IGN or each is not signal.SIGHUP]
+
+
+def _unwind_on_signals() -> None:
+    for each in stopping():
+        signal.signal(each, signal.default_int_handler)
 
 
 @contextmanager
 def bound(settings: Settings, remedy: str = "set HOST and PORT") -> Iterator[list[socket.socket]]:
     """Yield the sockets to serve on; nothing else is touched while the port is not ours. Raises PortTaken."""
-    host, port = settings.host, settings.port
-    try:
-        sockets = bind_sockets(port, host)
-    except OSError as error:
-        raise PortTaken(f"cannot listen on {host} port {port}: {error.strerror}; {remedy}") from error
     with ExitStack() as stack:
-        for each in sockets:
-            stack.enter_context(each)
+        sockets: list[socket.socket] = []
+        hosts = settings.host.split(",")
+        # A socket on :: takes IPv6 alone, on every system.
+        for host in dict.fromkeys([*hosts, *(["0.0.0.0"] if "::" in hosts else [])]):
+            # With PORT=0 the first address takes a free one, and the others the same.
+            port = sockets[0].getsockname()[1] if sockets else settings.port
+            try:
+                sockets += [stack.enter_context(each) for each in _listening(host, port)]
+            except OSError as error:
+                reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+                raise PortTaken(f"cannot listen on {host} port {port}: {reason}; {remedy}") from error
+        if not sockets:
+            raise PortTaken(f"cannot listen on {settings.host}: this system has no IPv6; {remedy}")
         yield sockets
+
+
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """Yield a socket for each address of a host; IPv6 is left out where the system has none."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, address in dict.fromkeys((each[0], each[4]) for each in found):
+        try:
+            each = socket.create_server(address, family=family, backlog=BACKLOG)
+        except OSError as error:
+            if family == socket.AF_INET6 and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                continue
+            raise
+        each.setblocking(False)
+        yield each
+
+
+def connections_at_most(settings: Settings) -> int:
+    """Return how many clients may be connected, after asking the system for as many open files as it gives.
+
+    Raises SettingsError when it does not give enough.
+    """
+    gateway = 0 if settings.role == "api" or settings.gateway_url is None else settings.gateway_concurrency
+    files = web.raise_file_limit()
+    room = web.room_for_connections(files, gateway)
+    if room < web.CONNECTIONS_LEAST:
+        raise SettingsError(
+            [
+                f"GATEWAY_CONCURRENCY: with {gateway} this process needs {files - room + web.CONNECTIONS_LEAST} open"
+                f" files, and may have {files}; raise that limit (ulimit -n, LimitNOFILE=, ulimits:) or lower this"
+            ]
+        )
+    return room
 
 
 @contextmanager
@@ -151,9 +202,9 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
     """Serve in this process on the `bound` sockets until the block is left.
 
     The lines stand in the order of starting; stopping goes the other way: not ready any more but still answering, what
-    is in flight finished and recorded, the rest given back, then deaf.
+    is in flight finished and recorded, the rest given back, then, when DRAIN_DELAY is over and all calls are answered,
+    deaf.
     """
-    draining = False
     async with AsyncExitStack() as stack:
         web_db = await _pool(stack, settings, dsn, "web", WEB_POOL)
         await database.patiently(partial(database.check, web_db), say=log.warning)
@@ -171,20 +222,22 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
         scheduler = None if settings.role == "api" else await _scheduler(stack, settings, dsn, hold)
 
         async def ready() -> str | None:
-            if draining:
+            if server.drained_at is not None:
                 return "stopping"
             try:
                 return None if await database.ready(web_db) else "the schema is older than this program"
             except database.AWAY as error:
                 return f"the database is away: {str(error) or type(error).__name__}"
 
-        server = HTTPServer(
-            make_application(_context(settings, web_db, scheduler, hold, ready), _routes(settings)), **SERVER
+        server = web.Server(
+            make_application(_context(settings, web_db, scheduler, hold, ready), _routes(settings)),
+            most=connections_at_most(settings),
         )
         server.add_sockets(sockets)
-        stack.push_async_callback(server.close_all_connections)
-        stack.callback(server.stop)
-        url = f"http://{_shown(settings.host)}:{sockets[0].getsockname()[1]}"
+        stack.push_async_callback(
+            server.close, min(settings.drain_delay, settings.shutdown_grace), settings.shutdown_grace
+        )
+        url = f"http://{_shown(settings.host.split(',')[0])}:{sockets[0].getsockname()[1]}"
         log.info("listening", url=url, role=settings.role, version=__version__)
         if scheduler is not None:
             await database.patiently(scheduler.start, say=log.warning)
@@ -193,7 +246,7 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
         try:
             yield Service(url, web_db, scheduler)
         finally:
-            draining = True
+            server.drain()
 
 
 def collect_rarely() -> None:
@@ -286,21 +339,23 @@ def end_at_once() -> NoReturn:
 
 
 async def serve(settings: Settings, dsn: str, sockets: list[socket.socket]) -> None:
-    """Serve on the `bound` sockets until SIGTERM or SIGINT; a second signal ends the process at once."""
+    """Serve on the `bound` sockets until one of `STOPPING` comes; a second one ends the process at once."""
     stop = asyncio.Event()
     starting = asyncio.current_task()
 
-    def signalled() -> None:
+    def signalled(by: signal.Signals) -> None:
         if stop.is_set():
+            if by is signal.SIGHUP:  # of a terminal that is closed there come two, from the system and from the shell
+                return
             end_at_once()
         stop.set()
-        log.info("stopping", grace=settings.shutdown_grace)
+        log.info("stopping", by=by.name, grace=settings.shutdown_grace)
         if starting is not None:
             starting.cancel()  # nobody is served yet, and the start may wait for a minute
 
     loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, signalled)
+    for each in stopping():
+        loop.add_signal_handler(each, signalled, each)
     try:
         async with service(settings, dsn, sockets):
             starting = None

@@ -52,6 +52,7 @@ def serve() -> None:
         app.configure_logging(loaded)
         app.introduce(loaded)
         settings.secret_key(loaded)
+        app.connections_at_most(loaded)  # where there is no room nothing is started
         with app.bound(loaded) as sockets, app.a_database(loaded) as dsn:
             app.run(app.serve(loaded, dsn, sockets))
 

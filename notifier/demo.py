@@ -113,20 +113,21 @@ def _settings(port: int | None) -> Settings:
         kept["PORT"] = str(port)
     token = secrets.token_urlsafe(24)
     settings = Settings.load({**kept, "BOOTSTRAP_TOKEN": token, "GATEWAY_TOKEN": "simulated"}, None)
-    return replace(settings, data_dir=settings.data_dir / "demo")
+    return replace(settings, data_dir=settings.data_dir / "demo", drain_delay=0.0)
 
 
 async def _until_stopped(work: Coroutine[Any, Any, None]) -> bool:
     """Run ``work`` until it ends (True) or SIGINT or SIGTERM stops it (False); a second one ends the process."""
     task = asyncio.ensure_future(work)
 
-    def signalled() -> None:
-        if task.cancelling():
+    def signalled(by: signal.Signals) -> None:
+        if not task.cancelling():
+            task.cancel()
+        elif by is not signal.SIGHUP:
             app.end_at_once()
-        task.cancel()
 
-    for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, signalled)
+    for each in app.stopping():
+        asyncio.get_running_loop().add_signal_handler(each, signalled, each)
     try:
         await task
     except asyncio.CancelledError:

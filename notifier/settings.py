@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import ipaddress
 import math
 import os
 import re
@@ -57,6 +58,23 @@ def _text(text: str) -> str:
     if any(character.isspace() or not character.isprintable() for character in text):
         raise ValueError("contains spaces or control characters; give it without")
     return text
+
+
+def _hosts(text: str) -> str:
+    return ",".join(_host(part.strip()) for part in text.split(","))
+
+
+def _host(text: str) -> str:
+    """Return an address without the brackets that IPv6 may have, or a name."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if ":" in bare:
+        try:
+            ipaddress.IPv6Address(bare)
+        except ValueError:
+            raise ValueError(f"{text!r} is no address; a port is given as PORT") from None
+    elif bare != text or not re.fullmatch(r"[A-Za-z0-9._-]+", bare):
+        raise ValueError(f"{text!r} is no address; give one like 127.0.0.1, ::1 or 127.0.0.1,::1; :: is every one")
+    return bare
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
@@ -218,7 +236,15 @@ def _long(least: int) -> Callable[[str], str]:
 
 
 def _terminal_format() -> LogFormat:
-    return "console" if sys.stderr is not None and sys.stderr.isatty() else "json"
+    return "console" if _on_a_terminal() else "json"
+
+
+def _terminal_delay() -> float:
+    return 0.0 if _on_a_terminal() else 3.0
+
+
+def _on_a_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _setting(
@@ -264,7 +290,11 @@ class Settings:
         shown="DATABASE_URL",
     )
     data_dir: Path = _setting(_path, Path(".data"), "home of the embedded database")
-    host: str = _setting(_text, "127.0.0.1", "address to listen on")
+    host: str = _setting(
+        _hosts,
+        "127.0.0.1",
+        "addresses to listen on, separated by commas; `::` is every one of both families, `0.0.0.0` of IPv4",
+    )
     port: int = _setting(_whole(0, 65_535), 8080, "port to listen on; 0 takes a free one")
     instance: str | None = _setting(
         _name,
@@ -344,6 +374,13 @@ class Settings:
     )
     shutdown_grace: float = _setting(
         _number(1, 3600), 20.0, "seconds to finish requests in flight after SIGTERM", shown="20"
+    )
+    drain_delay: float = _setting(
+        _number(0, 3600),
+        _terminal_delay,
+        "seconds after SIGTERM in which `/readyz` is 503 and everything is still answered, so that a load balancer "
+        "hears of the stop; at most `SHUTDOWN_GRACE`",
+        shown="3, on a terminal 0",
     )
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     env_file: Path | None = dataclasses.field(default=None, repr=False, compare=False)
@@ -538,6 +575,9 @@ def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> li
             f"GATEWAY_TIMEOUT: {timeout:g} is not below SHUTDOWN_GRACE, which is {grace:g}; "
             "lower the one or raise the other"
         )
+    delay = values.get("drain_delay")
+    if delay is not None and grace is not None and delay > grace:
+        errors.append(f"DRAIN_DELAY: {delay:g} is over SHUTDOWN_GRACE, which is {grace:g}; lower it or raise that")
     return errors
 
 

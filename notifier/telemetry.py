@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -76,6 +77,7 @@ def configure(level: str, format: str) -> None:
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    logging.getLogger("tornado.general").setLevel(logging.WARNING)  # the rest anybody can cause, at any rate
     logging.getLogger("yoyo").setLevel(logging.WARNING)  # we say ourselves what was migrated
     # Not by way of the standard library: each answer is logged, and that took a seventh of it.
     structlog.configure(
@@ -107,6 +109,28 @@ def _json(event: EventDict, default: Callable[[Any], Any]) -> str:
         return json.dumps({str(k): v if isinstance(v, plain) else repr(v) for k, v in event.items()})
 
 
+class Sparingly:
+    """Lines that anybody can cause, token or not: ``burst`` at once and ``rate`` a second; the others are counted."""
+
+    def __init__(self, rate: float = 10.0, burst: int = 300) -> None:
+        self._rate, self._burst = rate, float(burst)
+        self._left, self._at, self._left_out = float(burst), time.monotonic(), 0
+
+    def allows(self) -> bool:
+        """Whether one more is to be written; before it a line tells how many were not."""
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        if self._left < 1:
+            self._left_out += 1
+            return False
+        self._left -= 1
+        if self._left_out:
+            structlog.get_logger("notifier.web").warning("requests without a token not logged", count=self._left_out)
+            self._left_out = 0
+        return True
+
+
 # ---- metrics
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -126,6 +150,13 @@ HTTP_REQUESTS = Counter(
 )
 HTTP_SECONDS = Histogram(
     "notifier_http_request_seconds", "Time to answer.", ("route",), buckets=FAST, registry=REGISTRY
+)
+HTTP_CONNECTIONS = Gauge("notifier_http_connections", "Connections of clients.", registry=REGISTRY)
+HTTP_CLOSED = Counter(
+    "notifier_http_closed_total",
+    "Connections closed on clients: crowded, slow_head, stalled.",
+    ("reason",),
+    registry=REGISTRY,
 )
 ATTEMPTS = Counter("notifier_attempts_total", "Requests to the gateway.", ("outcome",), registry=REGISTRY)
 ATTEMPT_SECONDS = Histogram(

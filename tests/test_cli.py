@@ -42,6 +42,7 @@ def environment(place: Path, **settings: str) -> dict[str, str]:
         "DATA_DIR": str(place),
         "PORT": "0",
         "LOG_FORMAT": "json",
+        "DRAIN_DELAY": "0",
         "COLUMNS": "200",
         **settings,
     }

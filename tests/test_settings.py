@@ -58,6 +58,7 @@ def test_everything_given() -> None:
         "INSTANCE": "production",
         "PAUSE_ALL": "1",
         "SHUTDOWN_GRACE": "3",
+        "DRAIN_DELAY": "0.5",
     }
     settings = Settings.load(environ, None)
     assert set(environ) == {setting.name for setting in SETTINGS}
@@ -109,7 +110,13 @@ def test_an_empty_value_counts_as_not_given() -> None:
         ("LOG_LEVEL", "loud", "debug, info, warning, error"),
         ("LOG_FORMAT", "xml", "console, json"),
         ("PAUSE_ALL", "yes", "neither 0 nor 1"),
-        ("HOST", "two hosts", "spaces"),
+        ("HOST", "two hosts", "no address"),
+        ("HOST", "127.0.0.1:8080", "a port is given as PORT"),
+        ("HOST", "[127.0.0.1]", "no address"),
+        ("HOST", "::1,", "no address"),
+        ("HOST", "*", ":: is every one"),
+        ("DRAIN_DELAY", "-1", "0 to 3600"),
+        ("DRAIN_DELAY", "21", "over SHUTDOWN_GRACE, which is 20"),
         ("DATA_DIR", "a\0b", "path"),
         ("DATABASE_URL", "mysql://host/db", "postgresql://"),
         ("DATABASE_URL", "postgresql:host", "postgresql://"),

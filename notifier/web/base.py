@@ -14,7 +14,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar, cast
@@ -24,14 +24,6 @@ import orjson
 import structlog
 import tornado.web
 from marshmallow import Schema
-from tornado.httputil import (
-    HTTPConnection,
-    HTTPHeaders,
-    HTTPMessageDelegate,
-    HTTPServerRequest,
-    RequestStartLine,
-    ResponseStartLine,
-)
 
 from notifier import errors, telemetry
 from notifier.models import INT64_MAX
@@ -41,20 +33,14 @@ from notifier.storage.installation import Hold
 from notifier.web import schemas
 from notifier.web.addresses import Network, PublicUrl, client_of
 
-SERVER: Mapping[str, Any] = {
-    "max_body_size": 2**62,  # `Application` holds bodies back itself: too long a one gets a 413, not a torn connection
-    "body_timeout": 120.0,  # LARGEST_BODY at 0.6 Mbit/s
-    "idle_connection_timeout": 75.0,  # for the next request, and for a whole head; proxies keep theirs for 60 s
-}
-"""What `HTTPServer` is to be given beside an `Application`; times in seconds."""
 SMALL_BODY = 64 * 1024
 """Bytes that are read before anybody asks whose they are: as much as a head may have."""
 BODY = 1024 * 1024
 LARGEST_BODY = 8 * 1024 * 1024
-DROPPED_MAX = 8 * LARGEST_BODY
-"""Bytes of a refused body that are read and dropped; from there on the connection is closed instead."""
 LARGE = 256 * 1024
 """Bytes of JSON from which on a thread parses it, so that the loop goes on (8 MB take 0.2 s)."""
+PATH_SHOWN, PART_MAX = 200, 1024
+"""Characters of a path that are logged, and that one part of it may have: no name here is longer."""
 RETRY_AFTER = 2
 """Seconds after which a client may try again while the database is away."""
 INT32_MAX = 2**31 - 1
@@ -416,7 +402,7 @@ class Base(tornado.web.RequestHandler):
             raise self.refused
         self._check_host()
         self._check_method()
-        if any("\0" in text for text in self.path_kwargs.values()):
+        if any("\0" in text or len(text) > PART_MAX for text in self.path_kwargs.values()):
             raise tornado.web.HTTPError(404)
         return None
 
@@ -633,131 +619,18 @@ class Handler(Base):
             self.write(stored.body)
 
 
-# ---- the application
-
-
-class Application(tornado.web.Application):
-    """Tornado's application, which reads a large body only once its head is found good; see `SERVER`."""
-
-    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
-        """Return what answers; within, no path has the public prefix."""
-        context: Context = self.settings["context"]
-        if context.public.prefix and request.uri is not None:
-            request.uri = context.public.inside(request.uri)
-            request.path = request.uri.partition("?")[0]
-        return super().find_handler(request, **kwargs)
-
-    def get_handler_delegate(  # type: ignore[override]
-        self,
-        request: HTTPServerRequest,
-        target_class: type[Base],
-        target_kwargs: dict[str, Any] | None = None,
-        path_args: list[bytes] | None = None,
-        path_kwargs: dict[str, bytes] | None = None,
-    ) -> HTTPMessageDelegate:
-        given = {**(target_kwargs or {}), "refused": None}
-        inner = super().get_handler_delegate(request, target_class, given, path_args, path_kwargs)
-        return _Guard(inner, request, partial(target_class, self, request), given)
-
-
-class _Guard(HTTPMessageDelegate):
-    """Has a large body's head looked at first; a body that is refused is answered at once, read and dropped.
-
-    Were the connection closed on it instead, the answer would be torn away with it (RFC 9112, 9.6).
-    """
-
-    def __init__(
-        self,
-        inner: HTTPMessageDelegate,
-        request: HTTPServerRequest,
-        handler: Callable[..., Base],
-        given: dict[str, Any],
-    ) -> None:
-        self.inner, self.request, self.handler, self.given = inner, request, handler, given
-        self.most = self.room = SMALL_BODY
-        self.lingering: _Lingering | None = None
-
-    def headers_received(
-        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
-    ) -> Awaitable[None] | None:
-        self.inner.headers_received(start_line, headers)
-        length = headers.get("Content-Length", "")
-        # What is no number Tornado refuses itself.
-        known = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
-        if "Transfer-Encoding" in headers or (length and known is None) or (known or 0) > SMALL_BODY:
-            return self._admit(known, headers)
-        return None
-
-    async def _admit(self, length: int | None, headers: HTTPHeaders) -> None:
-        try:
-            self.most = self.room = await self.handler(**self.given).admit(length)
-        except Exception as error:  # the handler proper tells it
-            self._refuse(error)
-            if headers.pop("Expect", "").lower() == "100-continue":
-                self._read()  # there need not come a body, and a next request must not be taken for one
-
-    def _refuse(self, error: Exception) -> None:
-        self.given["refused"] = error
-        self.room = DROPPED_MAX
-        self.lingering = _Lingering(self.request.connection)
-        self.request.connection = cast("HTTPConnection", self.lingering)
-        self.request.headers.pop("Content-Type", None)  # nobody is to parse what there is of the body
-        self.inner.finish()
-
-    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        self.room -= len(chunk)
-        if self.lingering is None:
-            if self.room >= 0:
-                return self.inner.data_received(chunk)
-            self._refuse(TooLarge(self.most))
-        elif self.room < 0:
-            self._read()
-        return None
-
-    def finish(self) -> None:
-        if self.lingering is None:
-            self.inner.finish()
-        else:
-            self._read()
-
-    def _read(self) -> None:
-        assert self.lingering is not None
-        self.lingering.read()
-
-    def on_connection_close(self) -> None:
-        self.inner.on_connection_close()
-
-
-class _Lingering:
-    """A connection on which an answer is finished only when the request is read, too: Tornado would close it."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self.is_answered = self.is_read = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def finish(self) -> None:
-        self.is_answered = True
-        if self.is_read:
-            self.inner.finish()
-
-    def read(self) -> None:
-        if self.is_answered and not self.is_read:
-            self.inner.finish()
-        self.is_read = True
-
-
 def log_request(handler: tornado.web.RequestHandler) -> None:
-    """Log an answer; the query is left out, for it may hold a phone."""
+    """Log an answer; the query is left out, for it may hold a phone, and much of what strangers cause."""
     status = handler.get_status()
     quiet = status < 400 and getattr(handler, "pattern", "") in ("/healthz", "/readyz", "/metrics")
+    strange = status < 500 and getattr(handler, "caller", None) is None
+    if strange and not quiet and not cast("Any", handler.application).strangers.allows():
+        return
     write = log.debug if quiet else log.error if status >= 500 else log.info
     write(
         "request",
         method=handler.request.method,
-        path=handler.request.path,
+        path=handler.request.path[:PATH_SHOWN],
         status=status,
         ms=round(handler.request.request_time() * 1000, 1),
         request_id=getattr(handler, "request_id", None),

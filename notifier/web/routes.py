@@ -12,7 +12,8 @@ import tornado.web
 from tornado.routing import URLSpec
 
 from notifier.web import clients, gateways, mailings, messages, openapi, pages, statistics, system
-from notifier.web.base import PUBLIC, SCOPES, Application, Base, Context, NotFound, log_request
+from notifier.web.base import PUBLIC, SCOPES, Base, Context, NotFound, log_request
+from notifier.web.server import Application
 
 VERBS = ("GET", "POST", "PATCH", "PUT", "DELETE")
 
@@ -125,7 +126,7 @@ ROUTES: tuple[Route, ...] = (
 
 
 def make_application(context: Context, routes: tuple[Route, ...] = ROUTES) -> Application:
-    """Return the application; give `HTTPServer` what `base.SERVER` says."""
+    """Return the application, for a `Server`."""
     return Application(
         [route.spec() for route in routes],
         default_handler_class=NotFound,

@@ -12,15 +12,15 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
-from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 from tornado.testing import bind_unused_port
 
 from notifier.storage.database import Pool
 from notifier.storage.installation import Hold
 from notifier.web.addresses import PublicUrl
-from notifier.web.base import SERVER, Application, Context, GatewayDefaults, bootstrap_token
+from notifier.web.base import Context, GatewayDefaults, bootstrap_token
 from notifier.web.routes import make_application
+from notifier.web.server import Application, Server
 
 TOKEN = "a-token-of-the-tests-0123456789"
 
@@ -52,6 +52,7 @@ class Api:
 
     url: str
     context: Context
+    server: Server
     token: str | None = TOKEN
     headers: dict[str, str] = field(default_factory=dict)
     woken: list[None] = field(default_factory=list)
@@ -114,9 +115,11 @@ def logs() -> Iterator[list[EventDict]]:
 def make_api(io_loop: IOLoop, db: Pool) -> Iterator[MakeApi]:
     """Serve an application, by default the whole one; keywords replace fields of the context."""
     apis: list[Api] = []
-    servers: list[HTTPServer] = []
+    servers: list[Server] = []
 
-    def make(application: Callable[[Context], Application] = make_application, **changes: Any) -> Api:
+    def make(
+        application: Callable[[Context], Application] = make_application, *, most: int = 500, **changes: Any
+    ) -> Api:
         woken: list[None] = []
 
         async def ready() -> None:
@@ -138,11 +141,11 @@ def make_api(io_loop: IOLoop, db: Pool) -> Iterator[MakeApi]:
         )
         context = replace(context, **changes)
 
-        server = HTTPServer(application(context), **SERVER)
+        server = Server(application(context), most=most)
         listener, port = bind_unused_port()
         server.add_sockets([listener])
         servers.append(server)
-        apis.append(Api(f"http://127.0.0.1:{port}", context, woken=woken))
+        apis.append(Api(f"http://127.0.0.1:{port}", context, server, woken=woken))
         return apis[-1]
 
     yield make

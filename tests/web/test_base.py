@@ -9,8 +9,6 @@ import itertools
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 
@@ -26,12 +24,10 @@ from notifier import errors
 from notifier.errors import Problem
 from notifier.storage import clients, idempotency
 from notifier.storage.database import Pool, create_pool
-from notifier.web import base, schemas
+from notifier.web import schemas
 from notifier.web.base import (
     LARGEST_BODY,
     PUBLIC,
-    SMALL_BODY,
-    Application,
     Caller,
     Handler,
     bootstrap_token,
@@ -39,6 +35,7 @@ from notifier.web.base import (
     operation_of,
 )
 from notifier.web.routes import API, ROUTES, Route, make_application
+from notifier.web.server import Application
 from tests.storage.scenes import insert_clients, insert_ledger, running
 from tests.web.conftest import TOKEN, Api, MakeApi
 
@@ -651,104 +648,3 @@ async def test_without_a_database_the_api_says_when_to_come_again(make_api: Make
         assert (reply.status, reply.headers["Retry-After"]) == (503, "2")
     assert (await api.get("//healthz")).status == 200
     pool.terminate()
-
-
-# ---- bodies that nobody wants
-
-
-@dataclass
-class Wire:
-    """A bare connection: what a client sends that keeps no rules."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    def send(self, path: str, *headers: str, body: bytes = b"", token: str | None = None) -> None:
-        lines = [f"POST {path} HTTP/1.1", "Host: x", *headers, *([f"Authorization: Bearer {token}"] if token else [])]
-        self.writer.write("\r\n".join([*lines, "", ""]).encode() + body)
-
-    async def answer(self) -> int:
-        """Read an answer to its end and return the status."""
-        head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
-        await self.reader.readexactly(int(re.findall(r"(?i)content-length: (\d+)", head)[0]))
-        return int(head.split()[1])
-
-
-@asynccontextmanager
-async def wire(api: Api) -> AsyncIterator[Wire]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(api.url.rpartition(":")[2]))
-    try:
-        yield Wire(reader, writer)
-    finally:
-        writer.close()
-
-
-REFUSED = {
-    f"{API}/clients": 401,
-    f"{API}/clients/batch": 401,
-    f"{API}/statistics": 405,
-    "/nothing": 404,
-    "/healthz": 405,
-    "/admin/login": 413,
-    "/admin/mailings": 401,
-}
-
-
-@pytest.mark.parametrize("announced", ["Content-Length: 5000000000", "Transfer-Encoding: chunked"])
-async def test_a_large_body_is_refused_by_the_head_alone(api: Api, announced: str) -> None:
-    for path, status in REFUSED.items():
-        if announced.startswith("Transfer") and status == 413:
-            continue
-        async with wire(api) as each:
-            each.send(path, announced, "Content-Type: multipart/form-data; boundary=x")
-            assert await each.answer() == status, path
-    async with wire(api) as each:
-        each.send(f"{API}/clients", "Content-Length: 1048577", token=TOKEN)
-        assert await each.answer() == 413
-
-
-async def test_of_a_refused_body_nothing_is_kept_and_the_connection_lives(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: list[int] = []
-    monkeypatch.setattr(base.Base, "on_finish", lambda self: kept.append(len(self.request.body)))
-    async with wire(api) as each:
-        each.send(f"{API}/clients/batch", "Content-Length: 8000000")
-        assert await each.answer() == 401
-        each.writer.write(b" " * 8_000_000)
-        each.send(f"{API}/clients", "Content-Length: 25", body=b'{ "phone": "79161234567"}', token=TOKEN)
-        assert await each.answer() == 201
-        each.send("/admin/login", "Transfer-Encoding: chunked")
-        for _ in range(5):
-            each.writer.write(b"8000\r\n" + b" " * 0x8000 + b"\r\n")
-        assert await each.answer() == 413
-    assert kept[0] == 0
-    assert kept[2] <= SMALL_BODY
-
-
-async def test_who_asks_before_sending_a_body_is_told_not_to(api: Api) -> None:
-    async with wire(api) as each:
-        each.send(f"{API}/clients/batch", "Content-Length: 8000000", "Expect: 100-continue")
-        assert await each.answer() == 401
-        assert await each.reader.read() == b""  # closed: what came next could be a body or not
-    async with wire(api) as each:
-        each.send(f"{API}/clients/batch", "Content-Length: 8000000", "Expect: 100-continue", token=TOKEN)
-        assert (await each.reader.readline()).split()[1] == b"100"
-
-
-async def test_a_refused_body_without_end_ends_the_connection(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "DROPPED_MAX", 2**20)
-    async with wire(api) as each:
-        each.send("/nothing", "Content-Length: 5000000000", body=b" " * 2**21)
-        assert await each.answer() == 404
-        with suppress(ConnectionResetError):
-            assert await each.reader.read() == b""
-
-
-@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\nHo", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"])
-async def test_who_stalls_is_cut_off(make_api: MakeApi, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    short = {**base.SERVER, "body_timeout": 0.05, "idle_connection_timeout": 0.05}
-    monkeypatch.setattr("tests.web.conftest.SERVER", short)
-    async with wire(make_api()) as each:
-        each.writer.write(sent)
-        assert await each.reader.read() == b""

@@ -1,0 +1,38 @@
+"""`python -m notifier.health`: whether the service that has the same settings answers; the health check of the image.
+
+A module of its own because it is run every few seconds: it imports nothing of the service, and takes 0.1 s.
+"""
+
+from __future__ import annotations
+
+import http.client
+import sys
+
+from notifier.errors import SettingsError
+from notifier.settings import Settings
+
+TIMEOUT = 4.0  # seconds
+
+
+def problem() -> str | None:
+    """Return why the service does not count as healthy, or None."""
+    try:
+        settings = Settings.load()
+    except SettingsError as error:
+        return "; ".join(error.errors)
+    if settings.port == 0:
+        return "PORT=0 takes a free port, which nobody else can know; set PORT"
+    host = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(first := settings.host.split(",")[0], first)
+    try:
+        connection = http.client.HTTPConnection(host, settings.port, timeout=TIMEOUT)
+        connection.request("GET", "/healthz")
+        status = connection.getresponse().status
+        connection.close()
+    except (OSError, http.client.HTTPException) as error:
+        return f"{host} port {settings.port}: {str(error) or type(error).__name__}"
+    return None if status == 200 else f"/healthz answers {status}"
+
+
+if __name__ == "__main__":
+    if (found := problem()) is not None:
+        sys.exit(found)

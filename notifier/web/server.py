@@ -1,0 +1,618 @@
+"""The HTTP server: how many connections it holds and for how long, and what it takes of heads and bodies.
+
+Tornado reads and writes HTTP/1.1. What it leaves to its user stands here: connections are counted, bounded, and closed
+when nothing moves on them; heads that cannot be read get an answer in the form of all others; a large body is read only
+once its head is found good; and a server that stops answers what it was asked before it goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import re
+import resource
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from email.utils import formatdate
+from functools import partial
+from http import HTTPStatus
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import orjson
+import structlog
+import tornado.web
+from tornado.httpserver import HTTPServer
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPInputError,
+    HTTPMessageDelegate,
+    HTTPServerRequest,
+    RequestStartLine,
+    ResponseStartLine,
+)
+from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream, UnsatisfiableReadError
+
+from notifier import telemetry
+from notifier.web.base import LARGEST_BODY, SMALL_BODY, Base, Context, TooLarge, problem_of
+
+HEAD = 16 * 1024
+"""Bytes a request's head may have: twice what nginx lets through by default."""
+FIRST_HEAD = 15.0
+"""Seconds for the first head of a connection, and for any other from its first byte on."""
+IDLE = 75.0
+"""Seconds a connection may wait for its next request; proxies keep theirs for 60."""
+BODY_TIME = 120.0
+"""Seconds for a body: `LARGEST_BODY` at 0.6 Mbit/s."""
+STALLED = 60.0
+"""Seconds that a write may make no progress."""
+DROPPED_MAX = 8 * LARGEST_BODY
+"""Bytes of a refused body that are read and dropped; from there on the connection is closed instead."""
+CHUNK_LINE, TRAILERS = 4096, 8192
+"""Bytes of the line that begins a chunk, with its extensions, and of the fields after the last; both are ignored."""
+LINGER, LINGERING, LINGER_BYTES = 2.0, 64, 1024 * 1024
+"""Seconds, connections and bytes: what is read and dropped after a head was refused, so that the answer arrives."""
+AT_ONCE = 16
+"""Connections accepted before others get their turn: about a millisecond."""
+PAUSE = 0.5
+"""Seconds in which nobody is accepted after the system had no file left for one."""
+EPISODE = 60.0
+"""Seconds without another such thing after which it is logged again."""
+SWEEP = 1.0
+"""Seconds between two looks at who is too slow."""
+SETTLE, LAST_WORDS = 0.1, 2.0
+"""Seconds that a stop leaves at least: for bytes that are on their way, and for the calls under way."""
+
+FILES_WANTED = 65_536
+"""Open files a process asks for where the system allows more."""
+FILES_DATABASE, FILES_OTHERS = 20, 64
+"""Files that are never a client's: the two pools; logs, listeners, loops, an embedded database's pipes."""
+CONNECTIONS_LEAST, CONNECTIONS_MOST = 32, 8192
+"""A service with less room is not started; more than this are of no use (8,192 silent ones take 100 MB)."""
+
+SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+REFUSED_BY_TORNADO = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+
+log = structlog.get_logger("notifier.web")
+
+
+# ---- how many
+
+
+def raise_file_limit() -> int:
+    """Raise the soft limit of open files to the hard one, at most to `FILES_WANTED`; return what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= FILES_WANTED:
+        return FILES_WANTED
+    most = FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, FILES_WANTED)
+    for wanted in (most, min(most, 10_240)):  # macOS refuses more than OPEN_MAX, whatever it says of the hard limit
+        if wanted <= soft:
+            break
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
+    return soft
+
+
+def room_for_connections(files: int, gateway: int) -> int:
+    """Return how many connections may be held by a process of so many files that has ``gateway`` to the gateway.
+
+    Under `CONNECTIONS_LEAST` there is no room to serve.
+    """
+    return min(CONNECTIONS_MOST, files - gateway - FILES_DATABASE - FILES_OTHERS)
+
+
+# ---- a connection
+
+
+class Stream(IOStream):
+    """A connection, which knows since when its client keeps us waiting.
+
+    Only methods that Tornado's documentation names are overridden. Beside Tornado it takes chunk extensions and
+    trailers (and ignores them, RFC 9112, 7.1), answers a client that has shut its side down after its request, and
+    answers heads that cannot be read.
+    """
+
+    def __init__(self, connection: socket.socket, server: Server, address: str) -> None:
+        super().__init__(connection)
+        self.address = address
+        self.is_new = True  # no request of it was read to its end
+        self.is_answering = False
+        self.reads_body = False
+        self.begun: float | None = None  # when the first byte of the present request came
+        self.since = self.moved = time.monotonic()
+        self._server = server
+        self._is_ahead = self._has_line = self._is_answered = self._is_refused = self._at_trailers = False
+
+    def wait(self) -> None:
+        """A request may come from now on."""
+        self.since = time.monotonic()
+        self.begun = self.since if self._is_ahead else None
+        self.is_answering = self.reads_body = self._is_ahead = self._has_line = self._is_answered = False
+
+    def admitted(self) -> None:
+        """Whoever sends this large body may: it is not one of those that make room for others."""
+        self._server.is_busy(self)
+
+    # reading
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        count = super().read_from_fd(buf)
+        if count:
+            if self.is_answering:
+                self._is_ahead = True
+            elif self.begun is None:
+                self.begun = time.monotonic()
+            if not (self._has_line or self.reads_body):
+                self._has_line = b"\n" in bytes(buf[:count])
+        elif count == 0 and not self.reading():
+            # It has sent all it will, and may still read. Listening would tell the same for ever; the next read finds
+            # the end again.
+            self.io_loop.update_handler(self.fileno(), self.io_loop.WRITE if self.writing() else self.io_loop.ERROR)
+            return None
+        return count
+
+    def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """Read the line that begins a chunk; Tornado reads nothing else with this."""
+        line = super().read_until(delimiter, CHUNK_LINE)
+        if isinstance(line, asyncio.Future) and line.done() and not line.exception():
+            size = self._chunk_size(line.result())
+            if size is line.result():
+                return line
+        return self._later_chunk_size(line)
+
+    async def _later_chunk_size(self, line: Awaitable[bytes]) -> bytes:
+        return self._chunk_size(await line)
+
+    def _chunk_size(self, line: bytes) -> bytes:
+        """Take the extensions off the line; one with a bare line end is left as it is, for Tornado to refuse."""
+        size = line
+        if b";" in line and b"\n" not in line[:-2] and b"\r" not in line[:-2]:
+            size = line.partition(b";")[0].rstrip(b" \t") + b"\r\n"
+        self._at_trailers = not size.strip(b"0\r\n") and size.startswith(b"0")
+        return size
+
+    def read_bytes(self, num_bytes: int, partial: bool = False) -> Awaitable[bytes]:
+        if self._at_trailers:
+            self._at_trailers = False
+            return self._trailers()
+        return super().read_bytes(num_bytes, partial)
+
+    async def _trailers(self) -> bytes:
+        left = TRAILERS
+        while True:
+            line = await super().read_until(b"\r\n", left)
+            left -= len(line)
+            if line == b"\r\n":
+                return line
+            if left < 2 or b":" not in line:
+                return b""  # Tornado refuses it
+
+    # writing
+
+    def write(self, data: bytes | memoryview) -> asyncio.Future[None]:
+        if not self.writing():
+            self.moved = time.monotonic()
+        if data == REFUSED_BY_TORNADO:
+            return self._refuse(400)
+        self._is_answered = self._is_answered or data[:12] != b"HTTP/1.1 100"
+        return super().write(data)
+
+    def write_to_fd(self, data: memoryview) -> int:
+        count = super().write_to_fd(data)
+        if count:
+            self.moved = time.monotonic()
+        return count
+
+    def _refuse(self, status: int) -> asyncio.Future[None]:
+        """Answer what cannot be read; nothing, where the request has got its answer already."""
+        self._is_refused = True
+        if self._is_answered:
+            return super().write(b"")
+        self._is_answered = True
+        detail, request_id = _reason(status), uuid.uuid4().hex
+        self._server.refused(status, detail, self.address, request_id)
+        return super().write(_refusal(status, detail, request_id))
+
+    # closing
+
+    def close(self, exc_info: Any = False) -> None:
+        if isinstance(exc_info, UnsatisfiableReadError) and not self.closed() and not self._is_refused:
+            self._refuse(400 if self.reads_body else 431 if self._has_line else 414)
+        super().close(exc_info)
+
+    def close_fd(self) -> None:
+        self._server.is_closed(self)
+        if self._is_refused:
+            # Closed with bytes unread, it would be reset, and the answer with it (RFC 9112, 9.6).
+            self._server.linger(self.socket)
+            self.socket = cast("socket.socket", None)
+        else:
+            super().close_fd()
+
+
+def _reason(status: int) -> str:
+    if status == 414:
+        return f"The request line is too long: a head may have {HEAD // 1024} KB."
+    if status == 431:
+        return f"The head of the request is over {HEAD // 1024} KB."
+    error = sys.exc_info()[1]
+    why = str(error)[:200] if isinstance(error, HTTPInputError) else "a chunk cannot be read"
+    return f"The request is not proper HTTP/1.1: {why}."
+
+
+def _refusal(status: int, detail: str, request_id: str) -> bytes:
+    """Return an answer, with its head, for a request that no handler will see."""
+    body = orjson.dumps({**problem_of(None, status), "detail": detail, "request_id": request_id})
+    lines = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        f"Date: {formatdate(usegmt=True)}",
+        "Content-Type: application/problem+json",
+        f"Content-Length: {len(body)}",
+        f"X-Request-ID: {request_id}",
+        "X-Content-Type-Options: nosniff",
+        "Cache-Control: no-store",
+        "Connection: close",
+    )
+    return "\r\n".join((*lines, "", "")).encode() + body
+
+
+# ---- the server
+
+
+class Server(HTTPServer):
+    """Tornado's server with at most ``most`` connections.
+
+    At the limit the one that has kept us waiting longest makes room: reading a head, or a body of somebody unknown. If
+    all are being answered, or read from who may send, the new one is closed.
+    """
+
+    def initialize(self, application: Application, *, most: int) -> None:  # type: ignore[override]
+        super().initialize(
+            application,
+            max_header_size=HEAD,
+            max_body_size=2**62,  # `Application` holds bodies back itself: too long a one gets a 413
+            body_timeout=BODY_TIME,
+            idle_connection_timeout=IDLE,
+        )
+        self.most = most
+        self._application = application
+        self._loop = cast("Any", IOLoop.current()).asyncio_loop
+        self.drained_at: float | None = None
+        self._streams: set[Stream] = set()
+        self._waiting: dict[Stream, None] = {}  # the one that waits longest comes first
+        self._lingering: set[asyncio.Task[None]] = set()
+        self._listeners: list[socket.socket] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._crowded_at = self._short_at = -EPISODE
+
+    # accepting
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Accept on sockets that listen and do not block."""
+        self._listeners += sockets
+        self._listen()
+        self._sweep()
+
+    def _listen(self) -> None:
+        for each in self._listeners:
+            self._loop.add_reader(each.fileno(), self._accept, each)
+
+    def _accept(self, listener: socket.socket) -> bool:
+        """Accept some; whether there may be more."""
+        for _ in range(AT_ONCE):
+            try:
+                connection, address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return False
+            except OSError as error:
+                # Those of a connection that is gone already (accept(2)) come here too; a pause does them no harm.
+                self._pause(error)
+                return False
+            self._take(connection, address)
+        return True
+
+    def _pause(self, error: OSError) -> None:
+        """Leave who wants to connect in the kernel's queue for a while: tried at once, it would fail at once."""
+        now = time.monotonic()
+        if now - self._short_at >= EPISODE:
+            short = "; raise the limit of open files" if error.errno in SHORT else ""
+            log.error(f"cannot accept connections{short}", error=str(error), connections=len(self._streams))
+        self._short_at = now
+        for each in self._listeners:
+            self._loop.remove_reader(each.fileno())
+        self._loop.call_later(PAUSE, self._listen)
+
+    def _take(self, connection: socket.socket, address: tuple[Any, ...]) -> None:
+        if len(self._streams) + len(self._lingering) >= self.most:
+            telemetry.HTTP_CLOSED.labels("crowded").inc()
+            now = time.monotonic()
+            if now - self._crowded_at >= EPISODE:
+                log.warning("too many connections: who waits longest makes room", most=self.most)
+            self._crowded_at = now
+            if not self._waiting:
+                connection.close()
+                return
+            next(iter(self._waiting)).close()
+        stream = Stream(connection, self, address[0])
+        self._streams.add(stream)
+        self._waiting[stream] = None
+        telemetry.HTTP_CONNECTIONS.set(len(self._streams))
+        self.handle_stream(stream, address)
+
+    # what becomes of a connection
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        stream: Stream = cast("Any", server_conn).stream
+        if not stream.closed():
+            stream.wait()
+            self._waiting.pop(stream, None)
+            self._waiting[stream] = None
+        return _Request(super().start_request(server_conn, request_conn), stream, self)
+
+    def is_busy(self, stream: Stream) -> None:
+        """It does not keep us waiting any more: we work on what it sent."""
+        self._waiting.pop(stream, None)
+
+    def busy(self) -> set[Stream]:
+        """Return the connections that do not keep us waiting."""
+        return self._streams - self._waiting.keys()
+
+    def is_closed(self, stream: Stream) -> None:
+        """Forget a connection."""
+        self._waiting.pop(stream, None)
+        self._streams.discard(stream)
+        telemetry.HTTP_CONNECTIONS.set(len(self._streams))
+
+    def refused(self, status: int, detail: str, address: str, request_id: str) -> None:
+        """Note that a request could not be read."""
+        telemetry.HTTP_REQUESTS.labels("other", "unreadable", str(status)).inc()
+        if self._application.strangers.allows():
+            log.info("request refused", status=status, detail=detail, address=address, request_id=request_id)
+
+    def linger(self, connection: socket.socket) -> None:
+        """Close a connection when its client has read what we wrote: it closes then, too."""
+        if len(self._lingering) >= LINGERING:
+            connection.close()
+            return
+        task = self._loop.create_task(_linger(connection))
+        self._lingering.add(task)
+        task.add_done_callback(self._lingering.discard)
+
+    def _sweep(self) -> None:
+        """Close those whose head does not come to its end, and those who do not read what they asked for."""
+        now = time.monotonic()
+        slow = []
+        for stream in self._waiting:
+            if now - stream.since < FIRST_HEAD:
+                break
+            began = stream.since if stream.is_new else stream.begun
+            if not stream.reads_body and began is not None and now - began >= FIRST_HEAD:
+                slow.append((stream, "slow_head"))
+        slow += [(each, "stalled") for each in self._streams if each.writing() and now - each.moved >= STALLED]
+        for stream, reason in slow:
+            telemetry.HTTP_CLOSED.labels(reason).inc()
+            stream.close()
+        self._timer = self._loop.call_later(SWEEP, self._sweep)
+
+    # stopping
+
+    def drain(self) -> None:
+        """From now on each answer is the last of its connection, and says so."""
+        if self.drained_at is None:
+            self.drained_at = time.monotonic()
+            self.conn_params.no_keep_alive = True
+
+    def stop(self) -> None:
+        """Accept nobody any more; who is in the queue already is taken."""
+        for each in self._listeners:
+            if each.fileno() >= 0:
+                self._loop.remove_reader(each.fileno())
+                while self._accept(each):
+                    pass
+                each.close()
+        self._listeners = []
+
+    async def close(self, delay: float, grace: float) -> None:
+        """Stop without tearing an answer away, ``grace`` seconds after `drain` at the latest, or `LAST_WORDS` from now.
+
+        For ``delay`` seconds after `drain` everything is answered, so that whoever sends requests here hears of the
+        stop before. Then nobody is accepted, and what is under way, also a request that has come in part, is finished.
+        """
+        self.drain()
+        assert self.drained_at is not None
+        await asyncio.sleep(self.drained_at + delay - time.monotonic())
+        self.stop()
+        deadline = max(self.drained_at + grace, time.monotonic() + LAST_WORDS)
+        await asyncio.sleep(SETTLE)
+        while self._under_way() and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        if left := self._under_way():
+            log.warning("stopped before all was answered", connections=left)
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.close_all_connections()
+        await asyncio.gather(*self._lingering)
+
+    def _under_way(self) -> int:
+        return len(self.busy()) + sum(stream.begun is not None for stream in self._waiting)
+
+
+async def _linger(connection: socket.socket) -> None:
+    left = LINGER_BYTES
+    with connection, suppress(OSError, TimeoutError):
+        connection.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(LINGER):
+            while left > 0 and (data := await asyncio.get_running_loop().sock_recv(connection, 65_536)):
+                left -= len(data)
+
+
+class _Request(HTTPMessageDelegate):
+    """A request as it comes: says how far it has come, and sees to what RFC 9112 asks of its head."""
+
+    def __init__(self, inner: HTTPMessageDelegate, stream: Stream, server: Server) -> None:
+        self.inner, self.stream, self.server = inner, stream, server
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        self.stream.reads_body = True
+        line = cast("RequestStartLine", start_line)
+        if line.version == "HTTP/1.0" and "Transfer-Encoding" in headers:
+            raise HTTPInputError("Transfer-Encoding in HTTP/1.0")  # 6.1: proxies do not agree where its body ends
+        if not line.path.startswith("/"):
+            line = _in_origin_form(line, headers)
+        return self.inner.headers_received(line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        return self.inner.data_received(chunk)
+
+    def finish(self) -> None:
+        self.server.is_busy(self.stream)
+        self.stream.is_new, self.stream.is_answering = False, True
+        self.inner.finish()
+
+    def on_connection_close(self) -> None:
+        self.inner.on_connection_close()
+
+
+def _in_origin_form(line: RequestStartLine, headers: HTTPHeaders) -> RequestStartLine:
+    """Return the line with a path alone; the absolute form's host beats the header's (RFC 9112, 3.2.2)."""
+    try:
+        target = urlsplit(line.path)
+    except ValueError:
+        raise HTTPInputError("the address cannot be read") from None
+    if target.scheme.lower() not in ("http", "https") or not target.netloc or len(headers.get_list("Host")) != 1:
+        return line
+    headers["Host"] = target.netloc.rpartition("@")[2]
+    query = f"?{target.query}" if target.query else ""
+    return RequestStartLine(line.method, f"{target.path or '/'}{query}", line.version)
+
+
+# ---- bodies
+
+
+class Application(tornado.web.Application):
+    """Tornado's application, which reads a large body only once its head is found good."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.strangers = telemetry.Sparingly()
+        """For what is logged of those whom no token names."""
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        """Return what answers; within, no path has the public prefix."""
+        context: Context = self.settings["context"]
+        if context.public.prefix and request.uri is not None:
+            request.uri = context.public.inside(request.uri)
+            request.path = request.uri.partition("?")[0]
+        return super().find_handler(request, **kwargs)
+
+    def get_handler_delegate(  # type: ignore[override]
+        self,
+        request: HTTPServerRequest,
+        target_class: type[Base],
+        target_kwargs: dict[str, Any] | None = None,
+        path_args: list[bytes] | None = None,
+        path_kwargs: dict[str, bytes] | None = None,
+    ) -> HTTPMessageDelegate:
+        given = {**(target_kwargs or {}), "refused": None}
+        inner = super().get_handler_delegate(request, target_class, given, path_args, path_kwargs)
+        return _Guard(inner, request, partial(target_class, self, request), given)
+
+
+class _Guard(HTTPMessageDelegate):
+    """Has a large body's head looked at first; a body that is refused is answered at once, read and dropped.
+
+    Were the connection closed on it instead, the answer would be torn away with it (RFC 9112, 9.6).
+    """
+
+    def __init__(
+        self,
+        inner: HTTPMessageDelegate,
+        request: HTTPServerRequest,
+        handler: Callable[..., Base],
+        given: dict[str, Any],
+    ) -> None:
+        self.inner, self.request, self.handler, self.given = inner, request, handler, given
+        self.most = self.room = SMALL_BODY
+        self.lingering: _Lingering | None = None
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        self.inner.headers_received(start_line, headers)
+        length = headers.get("Content-Length", "")
+        # What is no number Tornado refuses itself.
+        known = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+        if "Transfer-Encoding" in headers or (length and known is None) or (known or 0) > SMALL_BODY:
+            return self._admit(known, headers)
+        return None
+
+    async def _admit(self, length: int | None, headers: HTTPHeaders) -> None:
+        try:
+            self.most = self.room = await self.handler(**self.given).admit(length)
+            if self.most > SMALL_BODY:  # a token suffices for it
+                cast("Any", self.request.connection).stream.admitted()
+        except Exception as error:  # the handler proper tells it
+            self._refuse(error)
+            if headers.pop("Expect", "").lower() == "100-continue":
+                self._read()  # there need not come a body, and a next request must not be taken for one
+
+    def _refuse(self, error: Exception) -> None:
+        self.given["refused"] = error
+        self.room = DROPPED_MAX
+        self.lingering = _Lingering(self.request.connection)
+        self.request.connection = cast("HTTPConnection", self.lingering)
+        self.request.headers.pop("Content-Type", None)  # nobody is to parse what there is of the body
+        self.inner.finish()
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        self.room -= len(chunk)
+        if self.lingering is None:
+            if self.room >= 0:
+                return self.inner.data_received(chunk)
+            self._refuse(TooLarge(self.most))
+        elif self.room < 0:
+            self._read()
+        return None
+
+    def finish(self) -> None:
+        if self.lingering is None:
+            self.inner.finish()
+        else:
+            self._read()
+
+    def _read(self) -> None:
+        assert self.lingering is not None
+        self.lingering.read()
+
+    def on_connection_close(self) -> None:
+        self.inner.on_connection_close()
+
+
+class _Lingering:
+    """A connection on which an answer is finished only when the request is read, too: Tornado would close it."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.is_answered = self.is_read = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def finish(self) -> None:
+        self.is_answered = True
+        if self.is_read:
+            self.inner.finish()
+
+    def read(self) -> None:
+        if self.is_answered and not self.is_read:
+            self.inner.finish()
+        self.is_read = True

@@ -1,0 +1,59 @@
+"""The health check of the image, beside a real service."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chaos.stage import free_port
+from tests.test_app import serving
+from tests.test_cli import KEY, SERVER, environment, started
+
+
+def check(place: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "notifier.health"],
+        check=False,
+        env=environment(place, PYTHONPATH=str(SERVER.parent), **settings),
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::1],127.0.0.1"])
+async def test_it_asks_where_the_service_listens(place: Path, dsn: str, host: str) -> None:
+    settings = {"PORT": str(free_port()), "HOST": host}
+    assert check(place, **settings).returncode == 1
+    api_only = {"ROLE": "api", "DATABASE_URL": dsn, "SECRET_KEY": KEY, "PYTHONPATH": str(SERVER.parent)}
+    with started(place, *serving(), **(api_only | settings)) as one:
+        await one.up()
+        healthy = check(place, **settings)
+        assert (healthy.returncode, healthy.stderr) == (0, "")
+
+
+def test_a_port_that_nobody_knows_and_settings_that_are_wrong_are_told(place: Path) -> None:
+    unknown = check(place, PORT="0")
+    assert (unknown.returncode, "set PORT" in unknown.stderr) == (1, True)
+    wrong = check(place, PORT="tcp://10.0.0.9:8080")
+    assert (wrong.returncode, "PORT:" in wrong.stderr) == (1, True)
+
+
+def test_it_imports_nothing_of_the_service() -> None:
+    code = "import sys, notifier.health; print([n for n in sys.modules if n.startswith(('notifier.', 'tornado'))])"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=SERVER.parent)
+    assert set(re.findall(r"'([^']+)'", found.stdout)) <= {
+        "notifier.health",
+        "notifier.settings",
+        "notifier.errors",
+        "notifier.install",
+    }
+
+
+def test_the_image_uses_it() -> None:
+    assert 'CMD ["python", "-m", "notifier.health"]' in (SERVER.parent / "Dockerfile").read_text()

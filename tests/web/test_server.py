@@ -1,0 +1,432 @@
+"""The server's edge, met over bare sockets: clients that are silent, slow, many, odd or rude."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import resource
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from structlog.typing import EventDict
+
+from notifier.web import base, server
+from notifier.web.base import PUBLIC, SMALL_BODY, Base
+from notifier.web.routes import API, ROUTES, Route, make_application
+from tests.conftest import poll_until
+from tests.web.conftest import TOKEN, Api, MakeApi
+
+
+@dataclass
+class Wire:
+    """A bare connection: what a client sends that keeps no rules."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def send(self, path: str, *headers: str, body: bytes = b"", token: str | None = None) -> None:
+        lines = [f"POST {path} HTTP/1.1", "Host: x", *headers, *([f"Authorization: Bearer {token}"] if token else [])]
+        self.writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+
+    async def answer(self) -> int:
+        """Read an answer to its end and return the status."""
+        return (await self.whole())[0]
+
+    async def whole(self) -> tuple[int, dict[str, str], bytes]:
+        """Read an answer to its end: status, headers by their names in lower case, body."""
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+        headers = {name.lower(): value for name, value in re.findall(r"(?m)^([^:\r\n]+): (.*?)\r$", head)}
+        body = await self.reader.readexactly(int(headers.get("content-length", 0)))
+        return int(head.split()[1]), headers, body
+
+    async def is_closed(self) -> bool:
+        """Wait until the server closes."""
+        with suppress(ConnectionResetError):
+            return await self.reader.read(1) == b""
+        return True
+
+
+@asynccontextmanager
+async def wire(api: Api) -> AsyncIterator[Wire]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(api.url.rpartition(":")[2]))
+    try:
+        yield Wire(reader, writer)
+    finally:
+        writer.close()
+
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def figure(api: Api, name: str, **labels: str) -> float:
+    text = (await api.get("//metrics")).body.decode()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == name and sample.labels == labels:
+                return sample.value
+    return 0.0
+
+
+# ---- how many connections
+
+
+async def test_a_crowd_that_says_nothing_keeps_nobody_out(make_api: MakeApi, logs: list[EventDict]) -> None:
+    api = make_api(most=20)
+    crowded = await figure(api, "notifier_http_closed_total", reason="crowded")
+    async with wire(api) as kept:
+        kept.writer.write(GET)
+        assert await kept.answer() == 200
+        silent = [await asyncio.open_connection("127.0.0.1", int(api.url.rpartition(":")[2])) for _ in range(60)]
+        for _ in range(5):
+            async with wire(api) as each:
+                each.writer.write(GET)
+                assert await each.answer() == 200
+        assert await figure(api, "notifier_http_connections") <= 20
+        assert await silent[0][0].read() == b""  # the one that was silent longest
+        assert await figure(api, "notifier_http_closed_total", reason="crowded") - crowded >= 40
+        assert len([each for each in logs if str(each["event"]).startswith("too many connections")]) == 1
+        for _, writer in silent:
+            writer.close()
+
+
+class Slow(Base):
+    """Answers when it is told to."""
+
+    release: asyncio.Event
+
+    async def get(self) -> None:
+        await Slow.release.wait()
+        self.write("at last")
+
+
+class Large(Base):
+    async def get(self) -> None:
+        self.write(b" " * 64 * 2**20)
+
+
+SLOW = (*ROUTES, Route("/slow", Slow, {"GET": PUBLIC}), Route("/large", Large, {"GET": PUBLIC}))
+
+
+@pytest.fixture
+def slow(make_api: MakeApi) -> Api:
+    Slow.release = asyncio.Event()
+    return make_api(lambda context: make_application(context, SLOW), most=5)
+
+
+async def test_who_is_being_answered_makes_room_for_nobody(slow: Api) -> None:
+    wires = [await asyncio.open_connection("127.0.0.1", int(slow.url.rpartition(":")[2])) for _ in range(5)]
+    for _, writer in wires:
+        writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+    await poll_until(lambda: len(slow.server.busy()) == 5)
+    async with wire(slow) as sixth:
+        assert await sixth.is_closed()
+    Slow.release.set()
+    for reader, writer in wires:
+        assert (await reader.readline()).split()[1] == b"200"
+        writer.close()
+
+
+async def test_where_no_file_is_left_accepting_rests_and_says_so_once(api: Api, logs: list[EventDict]) -> None:
+    port = int(api.url.rpartition(":")[2])
+    assert (await api.get("//healthz")).status == 200
+    waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]  # in the kernel's queue
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/dev/fd"))), hard))
+    holes = []
+    with suppress(OSError):
+        while True:
+            holes.append(os.dup(0))
+    try:
+        for _ in range(5):
+            await asyncio.sleep(server.PAUSE / 2)
+            assert (await api.get("//healthz")).status == 200  # on its kept connection
+        short = [each for each in logs if str(each["event"]).startswith("cannot accept connections")]
+        assert [each["log_level"] for each in short] == ["error"]
+        assert "raise the limit of open files" in short[0]["event"]
+    finally:
+        for each in holes:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for client in waiting:
+        client.sendall(GET)
+        client.setblocking(False)
+        got = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 100), 20)
+        assert got.startswith(b"HTTP/1.1 200")
+        client.close()
+
+
+def test_room_is_what_the_gateway_and_the_database_leave() -> None:
+    assert server.room_for_connections(1024, 100) == 1024 - 100 - 20 - 64
+    assert server.room_for_connections(1024, 2000) < server.CONNECTIONS_LEAST
+    assert server.room_for_connections(65_536, 100) == server.CONNECTIONS_MOST
+
+
+# ---- for how long
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"FIRST_HEAD": 0.2, "SWEEP": 0.05, "STALLED": 0.3, "BODY_TIME": 0.2}.items():
+        monkeypatch.setattr(server, name, seconds)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nHo", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
+)
+async def test_who_stalls_is_cut_off(make_api: MakeApi, sent: bytes) -> None:
+    async with wire(make_api()) as each:
+        each.writer.write(sent)
+        assert await each.is_closed()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("before", [b"", GET], ids=["first", "second"])
+async def test_a_head_that_trickles_is_cut(api: Api, before: bytes) -> None:
+    async with wire(api) as each:
+        if before:
+            each.writer.write(before)
+            assert await each.answer() == 200
+
+        async def trickle() -> None:
+            with suppress(ConnectionError):
+                for letter in b"GET /healthz HTTP/1.1\r\nX-Long: " + b"a" * 100_000:
+                    each.writer.write(bytes([letter]))
+                    await each.writer.drain()
+                    await asyncio.sleep(0.02)
+
+        task = asyncio.ensure_future(trickle())
+        assert await each.is_closed()
+        task.cancel()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_between_requests_there_is_more_time_than_for_a_head(api: Api) -> None:
+    async with wire(api) as each:
+        for _ in range(2):
+            each.writer.write(GET)
+            assert await each.answer() == 200
+            await asyncio.sleep(4 * server.FIRST_HEAD)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_who_does_not_read_what_it_asked_for_is_cut(slow: Api) -> None:
+    with socket.create_connection(("127.0.0.1", int(slow.url.rpartition(":")[2]))) as client:
+        client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        await poll_until(lambda: len(slow.server.busy()) == 1)
+        await poll_until(lambda: len(slow.server.busy()) == 0)
+    assert await figure(slow, "notifier_http_closed_total", reason="stalled") >= 1
+
+
+# ---- heads
+
+
+LOGIN = b"POST /admin/login HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = LOGIN + b"Transfer-Encoding: chunked\r\n\r\n"
+UNREADABLE = {
+    "no host": (b"GET / HTTP/1.1\r\n\r\n", 400),
+    "two hosts": (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+    "absolute form without a host": (b"GET http://x/ HTTP/1.1\r\n\r\n", 400),
+    "no request": (b"hello\r\n\r\n", 400),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+    "a bad length": (b"POST /api/v1/clients HTTP/1.1\r\nHost: x\r\nContent-Length: two\r\n\r\n", 400),
+    "two lengths": (LOGIN + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+    "length and chunks": (LOGIN + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+    "chunks in HTTP/1.0": (CHUNKED.replace(b"1.1", b"1.0") + b"0\r\n\r\n", 400),
+    "an encoding": (LOGIN + b"Transfer-Encoding: gzip\r\n\r\n", 400),
+    "a bad chunk": (CHUNKED + b"xyz\r\n", 400),
+    "a chunk's line without end": (CHUNKED + b"1" * 10_000, 400),
+    "a line end in an extension": (CHUNKED + b"1;a\n\r\nx\r\n0\r\n\r\n", 400),
+    "trailers without end": (CHUNKED + b"0\r\n" + b"a: b\r\n" * 5_000, 400),
+    "a long address": (b"GET /" + b"a" * 80_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+    "a long header": (b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"a" * 80_000 + b"\r\n\r\n", 431),
+    "many headers": (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 5_000 + b"\r\n", 431),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_what_cannot_be_read_is_answered_like_all_else(api: Api, logs: list[EventDict], name: str) -> None:
+    sent, expected = UNREADABLE[name]
+    async with wire(api) as each:
+        each.writer.write(sent)
+        status, headers, body = await each.whole()
+        problem = json.loads(body)
+        assert (status, problem["status"], headers["content-type"]) == (expected, expected, "application/problem+json")
+        assert headers["x-request-id"] == problem["request_id"]
+        assert len(problem["detail"]) > 20
+        assert headers["connection"] == "close"
+        assert await each.is_closed()
+    (entry,) = [entry for entry in logs if entry["event"] == "request refused"]
+    assert (entry["status"], entry["request_id"]) == (expected, problem["request_id"])
+    assert (await api.get("//healthz")).status == 200
+
+
+async def test_a_head_of_just_under_16_kb_is_read(api: Api) -> None:
+    async with wire(api) as each:
+        each.writer.write(GET[:-2] + b"Cookie: " + b"a" * 16_000 + b"\r\n\r\n")
+        assert await each.answer() == 200
+
+
+async def test_an_address_in_absolute_form(api: Api) -> None:
+    for target, status in {
+        "http://elsewhere:1/healthz": 200,
+        "HTTP://elsewhere/healthz?a=b": 200,
+        "http://elsewhere": 302,
+        "http://elsewhere/nothing": 404,
+        "ftp://elsewhere/healthz": 404,
+        "*": 404,
+    }.items():
+        async with wire(api) as each:
+            each.writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert await each.answer() == status, target
+
+
+@pytest.mark.parametrize("pieces", [1, 0], ids=["at once", "byte by byte"])
+async def test_chunks_with_extensions_and_trailers(api: Api, pieces: int) -> None:
+    head = (
+        f"POST {API}/clients HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    body = b'{"phone": "79161234567"}'
+    chunks = b'a;name="quoted \\" ; value"\r\n' + body[:10] + b"\r\n"
+    chunks += b"e ; last\r\n" + body[10:] + b"\r\n000;x=y\r\nX-Checksum: 1\r\nX-More: 2\r\n\r\n"
+    async with wire(api) as each:
+        for part in [chunks] if pieces else [bytes([byte]) for byte in chunks]:
+            each.writer.write(head.encode() + part)
+            head = ""
+            await each.writer.drain()
+            await asyncio.sleep(0)
+        assert await each.answer() == 201
+        each.writer.write(GET)  # nothing of it was left over
+        assert await each.answer() == 200
+
+
+async def test_who_shuts_its_side_down_after_the_request_is_answered(slow: Api) -> None:
+    port = int(slow.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = b'{"phone": "79161234567"}'
+    writer.write(
+        f"POST {API}/clients HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}"
+        "\r\n\r\n".encode()
+        + body
+    )
+    writer.write_eof()
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 201")
+    assert b'"phone":"79161234567"' in answer
+    writer.close()
+
+
+async def test_an_answer_that_takes_time_reaches_who_has_shut_its_side_down(slow: Api) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(slow.url.rpartition(":")[2]))
+    writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+    await poll_until(lambda: len(slow.server.busy()) == 1)
+    writer.write_eof()
+    spent = os.times().user
+    await asyncio.sleep(0.3)
+    assert os.times().user - spent < 0.2  # the end that is told again and again is not listened to
+    Slow.release.set()
+    assert (await reader.read()).endswith(b"at last")
+    writer.close()
+
+
+async def test_a_large_answer_reaches_who_has_shut_its_side_down(slow: Api) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(slow.url.rpartition(":")[2]))
+    writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write_eof()
+    await asyncio.sleep(0.1)
+    assert len(await reader.read()) > 64 * 2**20
+    writer.close()
+
+
+async def test_what_strangers_ask_is_not_logged_without_bound(api: Api, logs: list[EventDict]) -> None:
+    api.token = "wrong"
+    for _ in range(500):
+        await api.get("/clients")
+    assert 300 <= len(logs) < 450
+    api.token = TOKEN
+    await api.get("/clients?tag=known")
+    assert logs[-1]["path"] == f"{API}/clients"
+
+
+async def test_of_a_path_no_part_is_long_and_200_characters_are_logged(api: Api, logs: list[EventDict]) -> None:
+    for path in (
+        "static/a/" + "b" * 1025,
+        "static/" + "a/" * 3_000,
+        "admin/" + "a" * 9_000,
+        "api/v1/gateways/" + "a" * 1025,
+    ):
+        assert (await api.get(f"//{path}")).status == 404
+    lines = [each for each in logs if each["event"] == "request"]
+    assert len(lines) == 4
+    assert {len(each["path"]) for each in lines} == {200}
+
+
+# ---- bodies that nobody wants
+
+
+REFUSED = {
+    f"{API}/clients": 401,
+    f"{API}/clients/batch": 401,
+    f"{API}/statistics": 405,
+    "/nothing": 404,
+    "/healthz": 405,
+    "/admin/login": 413,
+    "/admin/mailings": 401,
+}
+
+
+@pytest.mark.parametrize("announced", ["Content-Length: 5000000000", "Transfer-Encoding: chunked"])
+async def test_a_large_body_is_refused_by_the_head_alone(api: Api, announced: str) -> None:
+    for path, status in REFUSED.items():
+        if announced.startswith("Transfer") and status == 413:
+            continue
+        async with wire(api) as each:
+            each.send(path, announced, "Content-Type: multipart/form-data; boundary=x")
+            assert await each.answer() == status, path
+    async with wire(api) as each:
+        each.send(f"{API}/clients", "Content-Length: 1048577", token=TOKEN)
+        assert await each.answer() == 413
+
+
+async def test_of_a_refused_body_nothing_is_kept_and_the_connection_lives(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(base.Base, "on_finish", lambda self: kept.append(len(self.request.body)))
+    async with wire(api) as each:
+        each.send(f"{API}/clients/batch", "Content-Length: 8000000")
+        assert await each.answer() == 401
+        each.writer.write(b" " * 8_000_000)
+        each.send(f"{API}/clients", "Content-Length: 25", body=b'{ "phone": "79161234567"}', token=TOKEN)
+        assert await each.answer() == 201
+        each.send("/admin/login", "Transfer-Encoding: chunked")
+        for _ in range(5):
+            each.writer.write(b"8000\r\n" + b" " * 0x8000 + b"\r\n")
+        assert await each.answer() == 413
+    assert kept[0] == 0
+    assert kept[2] <= SMALL_BODY
+
+
+async def test_who_asks_before_sending_a_body_is_told_not_to(api: Api) -> None:
+    async with wire(api) as each:
+        each.send(f"{API}/clients/batch", "Content-Length: 8000000", "Expect: 100-continue")
+        assert await each.answer() == 401
+        assert await each.reader.read() == b""  # closed: what came next could be a body or not
+    async with wire(api) as each:
+        each.send(f"{API}/clients/batch", "Content-Length: 8000000", "Expect: 100-continue", token=TOKEN)
+        assert (await each.reader.readline()).split()[1] == b"100"
+
+
+async def test_a_refused_body_without_end_ends_the_connection(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "DROPPED_MAX", 2**20)
+    async with wire(api) as each:
+        each.send("/nothing", "Content-Length: 5000000000", body=b" " * 2**21)
+        assert await each.answer() == 404
+        with suppress(ConnectionResetError):
+            assert await each.reader.read() == b""
