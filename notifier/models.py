@@ -299,7 +299,11 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One text to one client; ``timeline`` is filled only where one message is asked for."""
+    """One text to one client; ``timeline`` and ``text`` are filled only where one message is asked for.
+
+    ``text`` is what the last request carried, or what the next one will; ``changed_at`` when the status became what it
+    is, None for one that is still to be sent.
+    """
 
     id: int
     mailing_id: int
@@ -311,4 +315,6 @@ class Message:
     created_at: datetime
     next_attempt_at: datetime | None
     sent_at: datetime | None
+    changed_at: datetime | None = None
+    text: str | None = None
     timeline: list[Attempt] = field(default_factory=list)

@@ -70,7 +70,8 @@ async def page(
 ) -> tuple[list[Client], int | None]:
     """Return up to ``limit`` clients with ids below ``before``, newest first, and the next ``before``, None at the end.
 
-    All filters given must match. A filter by tag, or by operator and zone, looks at `EXAMINED` rows a page at most.
+    All filters given must match. A page by operator and zone looks at `EXAMINED` rows at most, and may be short. So
+    does one by tag at first; where that does not fill it, the tag is rare there, and its own index finds the rest.
     """
     before = INT64_MAX if before is None else before
     value: int | str | None = None
@@ -110,8 +111,41 @@ async def page(
             timezone,
             limit + 1,
         )
+        if tag is not None and last is not None and len(rows) <= limit:
+            # `id + 0` keeps the planner from walking the ids again.
+            rows = await db.fetch(
+                _SELECT
+                + narrow
+                + """
+                AND tags @> ARRAY[$3::text] AND ($4::text IS NULL OR operator_code = $4)
+                AND ($5::text IS NULL OR timezone = $5)
+                ORDER BY id + 0 DESC LIMIT $6
+                """,
+                value,
+                before,
+                tag,
+                operator_code,
+                timezone,
+                limit + 1,
+            )
+            last = None
     found = [Client(**row) for row in rows[:limit]]
     return found, found[-1].id if len(rows) > limit else last
+
+
+async def zones(db: Db) -> list[str]:
+    """The zones that clients have, in order, 100 at most; each costs one probe of the index."""
+    rows = await db.fetch(
+        """
+        WITH RECURSIVE used AS (
+            SELECT min(timezone) AS zone FROM clients
+            UNION ALL
+            SELECT (SELECT min(timezone) FROM clients WHERE timezone > used.zone) FROM used WHERE used.zone IS NOT NULL
+        )
+        SELECT zone FROM used WHERE zone IS NOT NULL LIMIT 100
+        """
+    )
+    return [row["zone"] for row in rows]
 
 
 async def edit(db: Db, client_id: int, changes: dict[str, Any], *, if_match: int | None = None) -> Client:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import asyncpg
 
 from notifier.errors import Conflict, IllegalTransition, Invalid, NotFound, Problem, Stale
-from notifier.models import INT64_MAX, MAILING_TRANSITIONS, OVER, Filter, Mailing, MailingStatus, Window
+from notifier.models import INT64_MAX, MAILING_TRANSITIONS, OVER, Filter, Mailing, MailingStatus, Status, Window
 from notifier.storage.database import Db, transaction
 
 # Changes that other replicas must hear of; they listen on this channel (see delivery/session.py).
@@ -63,6 +64,12 @@ def _mailing(row: asyncpg.Record) -> Mailing:
         finished_at=row["finished_at"],
         archived_at=row["archived_at"],
     )
+
+
+async def names(db: Db, ids: Sequence[int]) -> dict[int, str | None]:
+    """The names of these mailings by id; None for one that has none."""
+    rows = await db.fetch("SELECT id, name FROM mailings WHERE id = ANY ($1::bigint[])", ids)
+    return {row["id"]: row["name"] for row in rows}
 
 
 async def create(
@@ -162,6 +169,29 @@ async def page(
             limit,
             status.value,
         )
+    return [_mailing(row) for row in rows]
+
+
+async def troubled(db: Db, status: Status, *, before: int | None, limit: int) -> list[Mailing]:
+    """Up to ``limit`` mailings with ids under ``before`` that have failed (or unknown) messages, newest first."""
+    rows = await db.fetch(
+        _SELECT
+        + """
+          AND m.archived_at IS NULL AND m.id < $1 AND (
+              SELECT sum(n) FROM counters c
+              WHERE c.mailing_id = m.id AND (
+                  c.standing = ANY ($3::standing[])
+                  -- in doubt and over: that is unknown, too
+                  OR $4 AND c.standing = 'doubtful' AND m.status IN ('finished', 'cancelled')
+              )
+          ) > 0
+        ORDER BY m.id DESC LIMIT $2
+        """,
+        INT64_MAX if before is None else before,
+        limit,
+        ["unknown"] if status is Status.UNKNOWN else ["failed", "undelivered"],
+        status is Status.UNKNOWN,
+    )
     return [_mailing(row) for row in rows]
 
 

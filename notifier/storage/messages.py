@@ -40,10 +40,33 @@ CURSOR_SIZES[Status.UNKNOWN] = {1, 3}  # first the batches, then the ledger
 
 
 async def get(db: Db, message_id: int) -> Message:
-    """One message with its timeline, in one snapshot. Raises NotFound, also when its mailing was deleted."""
+    """One message with its timeline and its text, in one snapshot. Raises NotFound, also when its mailing was deleted.
+
+    The text is that of the last request, else of the mailing as it reads now: an edit reaches what is not sent yet.
+    """
     for message in await _described(db, [message_id], timeline=True):
         return message
     raise NotFound(f"There is no message {message_id}.")
+
+
+async def started_last(db: Db, mailing_id: int, limit: int) -> list[Message]:
+    """Of a mailing under way, the messages with the highest ids of which something has happened.
+
+    Ids are sent in their order, but for local hours and retries: so these are about those that were started last.
+    """
+    ids = await db.fetch(
+        """
+        SELECT begun.message_id AS id
+        FROM slices s CROSS JOIN LATERAL (
+            SELECT DISTINCT message_id FROM attempts WHERE message_id BETWEEN s.first_id AND s.last_id
+            ORDER BY message_id DESC LIMIT $2
+        ) begun
+        WHERE s.mailing_id = $1 ORDER BY s.first_id DESC, begun.message_id DESC LIMIT $2
+        """,
+        mailing_id,
+        limit,
+    )
+    return await _described(db, [row["id"] for row in ids])
 
 
 async def of_mailing(
@@ -311,13 +334,19 @@ async def _described(db: Db, ids: Sequence[int], *, timeline: bool = False) -> l
     rows = await db.fetch(
         """
         SELECT g.id, g.mailing_id, g.client_id, c.phone, m.status AS mailing, slice.created_at,
-               ledger.attempts, batch.due_at, batch.marked
+               ledger.attempts, batch.due_at, batch.marked, m.over_at,
+               CASE WHEN $2 THEN (
+                   SELECT text FROM mailing_texts
+                   WHERE mailing_id = g.mailing_id AND version = coalesce(ledger.text_version, m.text_version)
+               ) END AS text
         FROM unnest($1::bigint[]) WITH ORDINALITY wanted (id, position)
         JOIN messages g ON g.id = wanted.id
         JOIN mailings m ON m.id = g.mailing_id AND m.deleted_at IS NULL
         LEFT JOIN clients c ON c.id = g.client_id
         CROSS JOIN LATERAL (
             SELECT coalesce(max(seq), 0) AS seq, (array_agg(standing ORDER BY seq DESC))[1] AS standing,
+                   (array_agg(text_version ORDER BY seq DESC) FILTER (WHERE text_version IS NOT NULL))[1]
+                       AS text_version,
                    coalesce(array_agg(row(seq, started_at, outcome::text, standing::text, reason, detail,
                                           status_code, duration_ms, phone) ORDER BY seq), '{}') AS attempts
             FROM attempts WHERE message_id = g.id
@@ -338,6 +367,7 @@ async def _described(db: Db, ids: Sequence[int], *, timeline: bool = False) -> l
         ORDER BY wanted.position
         """,
         ids,
+        timeline,
     )
     return [_message(row, timeline) for row in rows]
 
@@ -363,8 +393,20 @@ def _message(row: asyncpg.Record, timeline: bool) -> Message:
         created_at=row["created_at"],
         next_attempt_at=row["due_at"] if mailing not in OVER else None,
         sent_at=next((_end(a) for a, s in zip(attempts, standings, strict=True) if s is Standing.SENT), None),
+        changed_at=_changed_at(status, attempts, row["over_at"]),
+        text=row["text"],
         timeline=attempts if timeline else [],
     )
+
+
+def _changed_at(status: Status, attempts: list[Attempt], over_at: datetime | None) -> datetime | None:
+    if status in (Status.WAITING, Status.SENDING, Status.RETRYING):
+        return None
+    ends = [_end(attempts[-1])] if attempts else []
+    # What was not sent in time became so when its mailing was over.
+    if over_at is not None and status in (Status.EXPIRED, Status.CANCELLED):
+        ends.append(over_at)
+    return max(ends, default=over_at)
 
 
 def _attempt(row: asyncpg.Record) -> Attempt:

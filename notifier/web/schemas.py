@@ -259,6 +259,8 @@ class Text(fields.String):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         text = super()._deserialize(value, attr, data, **kwargs)
+        if not text and self.shortest:
+            raise self.make_error("blank")
         if not self.shortest <= len(text) <= self.longest:
             raise self.make_error("length", shortest=self.shortest, longest=self.longest, length=len(text))
         if self.visible and self.shortest and not text.strip():
@@ -864,6 +866,10 @@ class AttemptOut(Schema):
 class MessageWithTimelineOut(MessageOut):
     """A message with all that was done about it."""
 
+    text = fields.String(
+        required=True,
+        metadata={"description": "What the last request carried; before the first one, what it will carry."},
+    )
     timeline = fields.List(fields.Nested(AttemptOut), required=True)
 
 

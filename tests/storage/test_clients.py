@@ -156,15 +156,45 @@ async def test_upserts_at_once_do_not_deadlock(db: Pool) -> None:
     assert len({client_id for result in results for client_id, _ in result}) == 300
 
 
+async def test_a_rare_tag_is_found_in_one_page(db: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "EXAMINED", 10)
+    made = await clients.upsert(
+        db,
+        [
+            {"phone": PHONE + n, "tags": ["rare"] if n % 5 == 0 else [], "timezone": "UTC" if n % 2 else None}
+            for n in range(40)
+        ],
+    )
+    ids = [client_id for client_id, _ in made]
+    page, before = await clients.page(db, tag="rare", limit=5)
+    assert [client.id for client in page] == ids[::5][:2:-1]
+    assert before == page[-1].id
+    rest, end = await clients.page(db, tag="rare", before=before, limit=5)
+    assert ([client.id for client in rest], end) == (ids[:15:5][::-1], None)
+    assert [c.id for c in (await clients.page(db, tag="rare", timezone="UTC", limit=9))[0]] == ids[5::10][::-1]
+    assert [c.id for c in (await clients.page(db, tag="rare", operator_code="916", limit=9))[0]] == ids[::5][::-1]
+    assert await clients.page(db, tag="none", limit=5) == ([], None)
+
+
+async def test_the_zones_in_use_are_listed_once(db: Pool) -> None:
+    assert await clients.zones(db) == []
+    zones = ["Asia/Omsk", None, "UTC", "Asia/Omsk", "Europe/Moscow"]
+    await clients.upsert(db, [{"phone": PHONE + n, "timezone": zone} for n, zone in enumerate(zones)])
+    assert await clients.zones(db) == ["Asia/Omsk", "Europe/Moscow", "UTC"]
+
+
 async def test_a_page_looks_at_a_bounded_number_of_rows(db: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clients, "EXAMINED", 10)
-    made = await clients.upsert(db, [{"phone": PHONE + n, "tags": ["rare"] if n in (0, 17) else []} for n in range(35)])
+    made = await clients.upsert(
+        db, [{"phone": PHONE + n, "operator_code": "1", "timezone": "UTC" if n in (0, 17) else None} for n in range(35)]
+    )
+    # an operator that many have, with a zone that few have
     ids = [client_id for client_id, _ in made]
     found: list[int] = []
     pages = 0
     before: int | None = None
     while True:
-        page, before = await clients.page(db, tag="rare", before=before, limit=5)
+        page, before = await clients.page(db, operator_code="1", timezone="UTC", before=before, limit=5)
         found += [client.id for client in page]
         pages += 1
         if before is None:

@@ -246,6 +246,48 @@ async def test_ids_of_another_mailing_between_two_slices_are_not_listed(db: Pool
         assert [message.id for message in await listed(db, ours, status, 3)] == [6, 5, 2, 1]
 
 
+async def test_the_text_is_what_the_last_request_carried(db: Pool) -> None:
+    """Two versions: the first message was sent before the edit, the second is still waiting."""
+    mailing_id = await insert_mailing(db)
+    await insert_slice(db, mailing_id, 1, await insert_clients(db, 2))
+    await insert_attempts(db, mailing_id, 1, ("unavailable", "retrying"), ("accepted", "sent"))
+    await db.execute("UPDATE attempts SET text_version = 1")
+    await db.execute("INSERT INTO mailing_texts (mailing_id, version, text) VALUES ($1, 2, 'Edited')", mailing_id)
+    await db.execute("UPDATE mailings SET text_version = 2")
+    assert [(await messages.get(db, message_id)).text for message_id in (1, 2)] == ["Hi", "Edited"]
+    assert [message.text for message in await listed(db, mailing_id, None, 5)] == [None, None]
+
+
+async def test_when_a_status_became_what_it_is(db: Pool) -> None:
+    """Failed and unknown: at the end of the last attempt; expired: when the mailing was over; waiting: never."""
+    mailing_id = await insert_mailing(db)
+    await insert_slice(db, mailing_id, 1, await insert_clients(db, 4))
+    for message_id, standing in ((1, "failed"), (2, "unknown"), (3, "retrying")):
+        await insert_attempts(db, mailing_id, message_id, ("rejected", standing))
+    [failed, unknown, retrying, waiting] = [await messages.get(db, message_id) for message_id in (1, 2, 3, 4)]
+    for message in (failed, unknown):
+        assert message.changed_at == message.timeline[-1].at + timedelta(
+            milliseconds=message.timeline[-1].duration_ms or 0
+        )
+    assert (retrying.changed_at, waiting.changed_at) == (None, None)
+    over = await db.fetchval("UPDATE mailings SET status = 'finished', over_at = now() RETURNING over_at")
+    assert [(await messages.get(db, message_id)).changed_at for message_id in (3, 4)] == [over, over]
+
+
+async def test_what_was_started_last_comes_first(db: Pool) -> None:
+    """Six messages of two mailings; the newest ids wait."""
+    ours, theirs = await insert_mailing(db), await insert_mailing(db)
+    clients = await insert_clients(db, 8)
+    await insert_slice(db, ours, 1, clients[:2])
+    await insert_slice(db, theirs, 3, clients[2:4])
+    await insert_slice(db, ours, 5, clients[4:])
+    assert await messages.started_last(db, ours, 3) == []
+    for message_id, mailing_id in ((1, ours), (2, ours), (3, theirs), (5, ours), (6, ours)):
+        await insert_attempts(db, mailing_id, message_id, ("unknown", "retrying"), ("accepted", "sent"))
+    assert [message.id for message in await messages.started_last(db, ours, 3)] == [6, 5, 2]
+    assert [message.id for message in await messages.started_last(db, ours, 9)] == [6, 5, 2, 1]
+
+
 async def test_a_message_not_looked_at_yet(db: Pool) -> None:
     mailing_id = await insert_mailing(db)
     [client_id] = await insert_clients(db, 1)
@@ -253,6 +295,7 @@ async def test_a_message_not_looked_at_yet(db: Pool) -> None:
     await insert_batch(db, mailing_id, range(1, 2), 1, "waiting")
 
     assert await messages.get(db, 1) == Message(
+        text="Hi",
         id=1,
         mailing_id=mailing_id,
         client_id=client_id,

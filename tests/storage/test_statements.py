@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 
 from notifier import storage
-from notifier.models import Filter, MailingStatus
+from notifier.models import Filter, MailingStatus, Status
 from notifier.storage import audience, audit, clients, mailings, queue, statistics
 from notifier.storage.database import Pool
 from tests.storage.scenes import ME, insert_clients, insert_mailing, plan_slice
@@ -90,6 +90,8 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
         await mailings.page(db, status=None, before=None, limit=5, archived=archived)
         await mailings.page(db, status=MailingStatus.FINISHED, before=None, limit=5, archived=archived)
         await statistics.of_mailings(db, None, 5, archived=archived)
+    for status in (Status.FAILED, Status.UNKNOWN):
+        await mailings.troubled(db, status, before=None, limit=5)
     for ids in (None, [mailing_id]):
         await statistics.of_mailings(db, 5, 5, ids=ids)
     await clients.get(db, client_id)
@@ -114,6 +116,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
         "mailings.get_deleted",
         "mailings.restore",
         "mailings.page",
+        "mailings.troubled",
         "clients.get",
         "clients.page",
         "statistics.of_mailings",

@@ -78,7 +78,7 @@ async def test_a_message_is_shown_with_its_timeline(api: Api, db: Pool) -> None:
     reply = await api.get("/messages/1")
 
     assert reply.status == 200
-    assert list(reply.json) == [*FIELDS, "timeline"]
+    assert list(reply.json) == [*FIELDS, "text", "timeline"]
     assert reply.json == {
         "id": 1,
         "mailing_id": mailing_id,
@@ -90,6 +90,7 @@ async def test_a_message_is_shown_with_its_timeline(api: Api, db: Pool) -> None:
         "created_at": "2026-03-01T08:00:00.000000Z",
         "next_attempt_at": None,
         "sent_at": "2026-03-01T09:02:00.250000Z",
+        "text": "Hi",
         "timeline": [
             {
                 "seq": 1,

@@ -586,6 +586,10 @@ async def test_a_mailing_shows_its_numbers_and_its_messages_by_status(browser: B
         listed = await browser.get(f"{path}?status={each}")
         assert listed.status == 200
         assert 'aria-current="true"' in listed.html
+    if status == "running":  # what was started last comes first; the whole list has pages
+        assert "Started last" in page.text
+        assert 'rel="next"' not in page.html
+        page = await browser.get(f"{path}?all=1")
     older = re.search(r'href="([^"]*)" rel="next"', page.html)
     assert older
     assert "« Newest" in (await browser.get(unescape(older[1]).partition("#")[0])).text
@@ -650,7 +654,9 @@ async def test_a_message_shows_its_timeline_and_an_unknown_one_is_resolved(brows
 
     await db.execute("UPDATE mailings SET audience = 2")
     await db.execute("INSERT INTO counters VALUES ($1, 0, 'unknown', 1, now(), now())", mailing_id)
-    assert 'href="/admin/mailings"' in tile(await browser.get("/admin/"), "unknown")
+    assert 'href="/admin/mailings?with=unknown"' in tile(await browser.get("/admin/"), "unknown")
+    assert f'href="/admin/mailings/{mailing_id}"' in (await browser.get("/admin/mailings?with=unknown")).html
+    assert "No mailing has failed messages" in (await browser.get("/admin/mailings?with=failed")).text
     there = f"/admin/mailings/{mailing_id}?status=unknown"
     assert f'href="{there}#messages"' in (await browser.get("/admin/mailings")).html
     assert f'href="{there}#messages"' in tile(await browser.get(f"/admin/mailings/{mailing_id}"), "unknown")
@@ -865,7 +871,7 @@ async def test_a_mailing_outside_its_hours_says_when_it_goes_on(browser: Browser
     await browser.log_in()
     mailing_id = await insert_mailing(db)
     await insert_slice(db, mailing_id, 1001, await insert_clients(db, 1))
-    await db.execute("UPDATE mailings SET window_from = '09:00', window_to = '21:00'")
+    await db.execute("UPDATE mailings SET window_from = '09:00', window_to = '21:00', ends_at = '2200-02-01Z'")
     await db.execute(
         """
         INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing)
@@ -878,3 +884,126 @@ async def test_a_mailing_outside_its_hours_says_when_it_goes_on(browser: Browser
     row = page.text.partition("Why Attempts When")[2]
     assert "Waiting Outside the client's local hours 0 at 31 Jan 2200, 09:00 UTC" in row
     assert "Waits for the clients' local hours." in (await browser.get("/admin/")).text
+    assert ">Waiting<" in page.html.partition("<h1>")[2].partition("</h1>")[0]
+
+    await db.execute("UPDATE mailings SET ends_at = '2200-01-31T08:00Z'")
+    page = await browser.get(f"/admin/mailings/{mailing_id}")
+    assert "The next are sent" not in page.text
+    assert "None of those hours begin before its end, 31 Jan 2200, 08:00 UTC" in page.text
+
+
+# ---- what is shown is so
+
+
+async def over_with(db: Pool, **messages: int) -> str:
+    """The page of a finished mailing whose messages stand so."""
+    mailing_id = await insert_mailing(db, "finished")
+    await insert_slice(db, mailing_id, 1, await insert_clients(db, sum(messages.values())))
+    first = 1
+    for standing, count in messages.items():
+        for message_id in range(first, first + count):
+            if standing != "waiting":
+                await insert_attempts(db, mailing_id, message_id, ("unknown", standing))
+        if standing != "waiting":
+            await db.execute("INSERT INTO counters VALUES ($1, 0, $2, $3, now(), now())", mailing_id, standing, count)
+        first += count
+    await db.execute(
+        "UPDATE mailings SET audience = $2, planned = true, over_at = now(), status_reason = 'ended' WHERE id = $1",
+        mailing_id,
+        sum(messages.values()),
+    )
+    return f"/admin/mailings/{mailing_id}"
+
+
+def heading(page: Shown) -> str:
+    return page.html.partition("<h1>")[2].partition("</h1>")[0]
+
+
+async def test_a_mailing_that_texted_nobody_is_not_called_finished(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    path = await over_with(db, waiting=3)
+    page = await browser.get(path)
+    assert ">Ended<" in heading(page)
+    assert "Finished" not in page.text
+    assert "Nobody was texted" in page.text
+    assert "100 %" not in page.text
+    assert f'href="{path}?status=expired#messages"' in page.html.partition(">Not sent<")[2].partition("</div>")[0]
+    assert ">Ended<" in (await browser.get("/admin/mailings")).html
+
+
+async def test_a_mailing_that_is_over_says_how_many_are_to_decide(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    path = await over_with(db, sent=4, unknown=2)
+    page = await browser.get(path)
+    assert ">Finished<" in heading(page)
+    assert "4 of 6 sent" in page.text
+    assert "2 messages to decide: nobody can know from here whether they were sent. Look at them" in page.text
+    assert f'href="{path}?status=unknown#messages">Look at them' in page.html
+
+
+async def test_when_a_message_failed_and_what_it_said(browser: Browser, db: Pool) -> None:
+    """Failed before the mailing's text was edited."""
+    await browser.log_in()
+    path = await over_with(db, failed=1)
+    mailing_id = int(path.rpartition("/")[2])
+    await db.execute("UPDATE attempts SET text_version = 1, started_at = '2026-03-01T08:00:05Z', duration_ms = 0")
+    await db.execute("INSERT INTO mailing_texts (mailing_id, version, text) VALUES ($1, 2, 'Edited')", mailing_id)
+    await db.execute("UPDATE mailings SET text_version = 2, name = 'Spring sale'")
+    assert "1 Mar 2026, 08:00:05 UTC" in (await browser.get(path)).text.partition("Why Attempts When")[2]
+    message = await browser.get("/admin/messages/1")
+    assert 'class="bubble">Hi<' in message.html
+    assert "the mailing's text was changed since" in message.text
+    client_id = await db.fetchval("SELECT client_id FROM messages")
+    assert "Spring sale Failed" in (await browser.get(f"/admin/clients/{client_id}")).text.replace("\xa0", " ")
+
+
+async def test_a_draft_is_deleted_and_not_cancelled(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    page = await browser.get(f"/admin/mailings/{await insert_mailing(db, 'draft')}")
+    assert "Delete…" in page.text
+    assert "Cancel…" not in page.text
+
+
+async def test_the_main_button_is_the_way_back_where_nobody_matches(browser: Browser) -> None:
+    await browser.log_in()
+    asked = await browser.submit("/admin/mailings/new", "/admin/mailings", text="a", tags="typo")
+    assert '<button type="submit" name="back" value="1">Back to the form</button>' in asked.html
+    assert re.search(r'name="sure" value="1" class="secondary outline">Send to nobody', asked.html)
+
+
+async def test_an_end_in_the_past_is_told_with_all_other_errors(browser: Browser) -> None:
+    await browser.log_in()
+    wrong = await browser.submit(
+        "/admin/mailings/new", "/admin/mailings", text="", tags="", priority="99", ends_at="2020-01-01T00:00"
+    )
+    assert wrong.status == 422
+    assert wrong.error("ends_at") == "This lies in the past: the mailing would be over already."
+    assert wrong.error("text") == "This must not be empty."
+    assert "This must be" in wrong.error("priority")
+    assert "Give an operator code" in wrong.error("audience")
+    # the cursor goes into the first field that is wrong
+    assert re.findall(r'name="(\w+)"[^>]*autofocus', wrong.html) == ["text"]
+
+
+async def test_a_form_that_is_wrong_as_a_whole_is_read_out(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    mailing_id = await insert_mailing(db, "draft")
+    path = f"/admin/mailings/{mailing_id}/edit"
+    stale = await browser.submit(path, path, version="7")
+    assert stale.status == 412
+    assert re.search(r'role="alert" tabindex="-1" autofocus', stale.html)
+
+
+async def test_a_client_page_carries_only_the_zones_in_use(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    [client_id] = await insert_clients(db, 1)
+    await db.execute("UPDATE clients SET timezone = 'Asia/Omsk'")
+    for path in (f"/admin/clients/{client_id}", "/admin/clients/new"):
+        assert re.findall('<option value="([^"]*)"', (await browser.get(path)).html) == ["Asia/Omsk"]
+
+
+async def test_what_stops_a_gateway_is_said_once(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    await db.execute("UPDATE gateways SET state = 'misconfigured', reason = 'payment_required'")
+    page = await browser.get("/admin/")
+    assert "The gateway demands payment: the balance may be used up. Nothing is sent until" in page.text

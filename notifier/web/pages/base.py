@@ -102,6 +102,17 @@ class Progress:
         return sum(self.messages[status] for status in OPEN)
 
     @property
+    def sent(self) -> int:
+        """Messages that the gateway has."""
+        return sum(self.messages[status] for status in (Status.SENT, Status.DELIVERED, Status.UNDELIVERED))
+
+    @property
+    def not_sent(self) -> dict[Status, int]:
+        """Messages that are done with and were never sent, by status, without the zeros."""
+        kinds = (Status.EXPIRED, Status.CANCELLED, Status.SUPPRESSED)
+        return {status: self.messages[status] for status in kinds if self.messages[status]}
+
+    @property
     def percent(self) -> int:
         """How much is done with; 100 only when all is."""
         return (self.audience - self.open) * 100 // self.audience if self.audience else 0
@@ -131,6 +142,11 @@ class Form:
     values: Mapping[str, str]
     errors: dict[str, list[str]] = field(default_factory=dict)
     newer: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def first_wrong(self) -> str | None:
+        """The first field in the order of the form that is wrong: there the cursor goes."""
+        return next((name for name in self.values if name in self.errors), None)
 
     def refuse(self, name: str, detail: str) -> None:
         """Note what is wrong with a field."""
@@ -402,6 +418,7 @@ class Page(Base):
             problem["detail"] = "It was opened too long ago, or somewhere else. Go back, reload the page and try again."
         self.set_status(problem["status"])
         if problem["status"] == 503:
+            problem["detail"] = "Nothing is lost, and what is under way is kept. Load the page again in a moment."
             self.set_header("Retry-After", str(base.RETRY_AFTER))
         self.show("error.html", problem=problem, request_id=self.request_id)
 

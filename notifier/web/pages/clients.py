@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from notifier.errors import Invalid, PhoneTaken, Stale
 from notifier.models import Client
-from notifier.storage import clients, messages
+from notifier.storage import clients, mailings, messages
 from notifier.storage.database import Connection
 from notifier.web import schemas
 from notifier.web.pages import words
@@ -90,10 +90,11 @@ class ClientPage(Page):
         link = Markup('Another client has this phone: <a href="{}/admin/clients/{}">client {}</a>.')
         form.refuse("phone", link.format(self.context.public.prefix, error.client_id, error.client_id))
 
-    def show_form(self, form: Form, status: int = 200) -> None:
+    async def show_form(self, form: Form, status: int = 200) -> None:
         """Answer with the form of a new client."""
         self.set_status(status)
-        self.show("clients/new.html", form=form, zones=sorted(schemas.zones()), once=secrets.token_hex(16))
+        zones = await clients.zones(self.db)
+        self.show("clients/new.html", form=form, zones=zones, once=secrets.token_hex(16))
 
 
 class Clients(ClientPage):
@@ -138,17 +139,17 @@ class Clients(ClientPage):
         except Invalid as error:
             if not form.errors:
                 form.blame(error, {})
-            self.show_form(form, 422)
+            await self.show_form(form, 422)
         except PhoneTaken as error:
             self.refuse_phone(form, error)
-            self.show_form(form, 409)
+            await self.show_form(form, 409)
         else:
             self.go(path, "The client is added.")
 
 
 class NewClient(ClientPage):
     async def get(self) -> None:
-        self.show_form(Form(dict.fromkeys(FIELDS, "")))
+        await self.show_form(Form(dict.fromkeys(FIELDS, "")))
 
 
 class OneClient(ClientPage):
@@ -194,8 +195,9 @@ class OneClient(ClientPage):
             client=client,
             form=form,
             kept=json.dumps(kept(client.attributes), ensure_ascii=False) if kept(client.attributes) else "",
-            zones=sorted(schemas.zones()),
+            zones=await clients.zones(self.db),
             messages=found,
+            names=await mailings.names(self.db, [message.mailing_id for message in found]),
             here=self.link(),
             first=query["cursor"] is None,
             older=self.link(cursor=self.next_cursor(following, query)) if following else None,

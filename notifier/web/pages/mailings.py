@@ -18,6 +18,8 @@ from notifier.web.pages.base import Form, Page, Progress, as_text, changes, read
 
 PAGE, MESSAGES = 20, 25
 LIVE = (MailingStatus.SCHEDULED, MailingStatus.RUNNING, MailingStatus.PAUSED)
+TROUBLES = {"failed": Status.FAILED, "unknown": Status.UNKNOWN}
+"""What the list can be narrowed to beside a status."""
 FIELDS = (
     "name", "text", "audience", "operator_codes", "tags",
     "starts_at", "ends_at", "window_from", "window_to", "priority",
@@ -96,6 +98,10 @@ class MailingPage(Page):
                     body[name] = read_time(values[name], self.zone)
                 except ValueError as error:
                     form.refuse(name, str(error))
+                else:
+                    # Storage has the last word, by its own clock; said here it stands beside all other errors.
+                    if name == "ends_at" and datetime.fromisoformat(body[name]) <= datetime.now(UTC):
+                        form.refuse(name, "This lies in the past: the mailing would be over already.")
             elif name == "ends_at":
                 form.refuse(name, "This is required.")
         times = {"from": values["window_from"], "to": values["window_to"]}
@@ -144,14 +150,21 @@ class MailingPage(Page):
 
 class Mailings(MailingPage):
     async def get(self) -> None:
-        query = self.read_query(schemas.MailingsQuery)
+        arguments = dict(self.request.query_arguments)
+        trouble = TROUBLES.get(self.get_query_argument("with", ""))
+        arguments.pop("with", None)
+        query = self.read_query(schemas.MailingsQuery, arguments)
         status = query["status"] and MailingStatus(query["status"])
         before = query["cursor"][0] if query["cursor"] else None
         archived = query["archived"]
-        found = await mailings.page(self.db, status=status, before=before, limit=PAGE + 1, archived=archived)
+        if trouble is None:
+            found = await mailings.page(self.db, status=status, before=before, limit=PAGE + 1, archived=archived)
+        else:
+            found = await mailings.troubled(self.db, trouble, before=before, limit=PAGE + 1)
         page = await shown(self.db, self.context, found[:PAGE])
         here = {
             "status": query["status"],
+            "with": trouble,
             "archived": "true" if archived else None,
             "cursor": self.get_query_argument("cursor", None),
         }
@@ -160,6 +173,7 @@ class Mailings(MailingPage):
             mailings=page,
             progress=await progress_of(self.db, page),
             status=status,
+            trouble=trouble,
             statuses=list(MailingStatus),
             archived=archived,
             live_now=any(mailing.status in LIVE for mailing in page),
@@ -222,14 +236,26 @@ class NewMailing(MailingPage):
 
 class OneMailing(MailingPage):
     async def get(self, mailing_id: int) -> None:
-        query = self.read_query(schemas.MessagesQuery)
+        # Newest ids are sent last: the head of the whole list would show nothing but what waits.
+        arguments = dict(self.request.query_arguments)
+        whole = arguments.pop("all", None) is not None
+        query = self.read_query(schemas.MessagesQuery, arguments)
         [mailing] = await shown(self.db, self.context, [await mailings.get(self.db, mailing_id)])
         numbers = await statistics.of_mailing(self.db, mailing_id)
         hours = await queue.hours_open_at(self.db, [mailing_id]) if mailing.status_reason == "window" else {}
         status = query["status"] and Status(query["status"])
         cursor = query["cursor"]
-        found, following = await messages.of_mailing(self.db, mailing_id, status, cursor, MESSAGES)
-        here = {"status": query["status"], "cursor": self.get_query_argument("cursor", None)}
+        latest = mailing.status in LIVE and status is None and cursor is None and not whole
+        if latest and (started := await messages.started_last(self.db, mailing_id, MESSAGES)):
+            found, following = started, None
+        else:
+            latest = False
+            found, following = await messages.of_mailing(self.db, mailing_id, status, cursor, MESSAGES)
+        here = {
+            "status": query["status"],
+            "all": "1" if whole else None,
+            "cursor": self.get_query_argument("cursor", None),
+        }
         self.show(
             "mailings/live.html" if self.is_live else "mailings/show.html",
             mailing=mailing,
@@ -241,6 +267,7 @@ class OneMailing(MailingPage):
             over=mailing.status in OVER,
             opens_at=hours.get(mailing_id),
             messages=found,
+            latest=latest,
             status=status,
             tabs=[each for each in Status if numbers.messages[each] or each is status],
             meanings=words.MEANINGS,

@@ -60,7 +60,7 @@ REASONS: dict[str, str] = {
     Reason.UNAVAILABLE: "The gateway was unavailable",
     Reason.OUTAGE: "The gateway was down",
     Reason.UNAUTHORIZED: "The gateway refuses our token",
-    Reason.PAYMENT_REQUIRED: "The gateway wants to be paid",
+    Reason.PAYMENT_REQUIRED: "The gateway demands payment: the balance may be used up",
     Reason.WRONG_ADDRESS: "There is no gateway at this address",
     Reason.PROXY_AUTHENTICATION: "A proxy refuses us",
     Reason.REDIRECTED: "The gateway points elsewhere, which is never followed",
