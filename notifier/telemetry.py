@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import platform
 import re
 import sys
 import time
@@ -26,6 +28,8 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from notifier import __version__
 
 # ---- logs
 
@@ -174,6 +178,26 @@ TAKEOVERS = Counter("notifier_takeovers_total", "Batches taken over from the dea
 LOOP_LAG = Gauge("notifier_loop_lag_seconds", "How late the event loop runs.", registry=REGISTRY)
 BREAKER_OPEN = Gauge("notifier_breaker_open", "1 while the gateway's breaker is open.", ("gateway",), registry=REGISTRY)
 LOOP_ERRORS = Counter("notifier_loop_errors_total", "Polls that ended in an exception.", ("loop",), registry=REGISTRY)
+# Of the whole installation: every replica that is asked shows the same.
+DATABASE_UP = Gauge("notifier_database_up", "1 when the database answered this scrape.", registry=REGISTRY)
+MAILINGS = Gauge("notifier_mailings", "Mailings that are not over.", ("status",), registry=REGISTRY)
+MESSAGES = Gauge("notifier_messages", "Messages that are not done with.", ("status",), registry=REGISTRY)
+OLDEST_DUE = Gauge(
+    "notifier_oldest_due_seconds", "For how long the oldest message that may be sent has been due.", registry=REGISTRY
+)
+GATEWAY_STATE = Gauge(
+    "notifier_gateway_state", "1 for the state that a gateway is in.", ("gateway", "state"), registry=REGISTRY
+)
+BUILD = Gauge("notifier_build_info", "1, with what runs.", ("version", "python"), registry=REGISTRY)
+BUILD.labels(__version__, platform.python_version()).set(1)
+
+
+def forget_cluster() -> None:
+    """Show nothing of the installation until it is counted again: an old figure would hide a stop."""
+    DATABASE_UP.set(0)
+    OLDEST_DUE.set(math.nan)
+    for gauge in (MAILINGS, MESSAGES, GATEWAY_STATE):
+        gauge.clear()
 
 
 def exposition() -> bytes:

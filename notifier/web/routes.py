@@ -11,7 +11,7 @@ import orjson
 import tornado.web
 from tornado.routing import URLSpec
 
-from notifier.web import clients, gateways, mailings, messages, openapi, pages, statistics, system
+from notifier.web import clients, gateways, mailings, messages, metrics, openapi, pages, statistics, system
 from notifier.web.base import PUBLIC, SCOPES, Base, Context, NotFound, log_request
 from notifier.web.server import Application
 
@@ -135,5 +135,6 @@ def make_application(context: Context, routes: tuple[Route, ...] = ROUTES) -> Ap
         xsrf_cookies=True,
         cookie_secret=context.secret_key,
         context=context,
+        exposition=metrics.Exposition(context.db, has_gateway=context.gateway.url is not None),
         openapi=orjson.dumps(openapi.describe(routes, context.version, context.public.url or "/")),
     )

@@ -48,7 +48,7 @@ class Metrics(Base):
     async def get(self) -> None:
         """Show the metrics, in Prometheus' text format."""
         self.set_header("Content-Type", telemetry.CONTENT_TYPE)
-        self.write(telemetry.exposition())
+        self.write(await self.settings["exposition"].text())
 
 
 class OpenAPI(Base):
