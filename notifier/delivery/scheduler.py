@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import structlog
 
 from notifier import telemetry
-from notifier.delivery import backoff
+from notifier.delivery import backoff, windows
 from notifier.delivery.clock import Clock
 from notifier.delivery.gateway import Gateway
 from notifier.delivery.limits import Limits
@@ -50,6 +50,7 @@ AFTER_ERROR = (0.25, 2.0)
 TICK = 0.01  # seconds between two looks at how late the loop is, while something is being sent
 PURGE_EVERY = 30.0
 PURGE_REST = 0.5  # seconds between two pieces of a purge, each some 50 ms of the database: sending comes first
+ZONES_EVERY = 600.0
 CUT_OFF = 2.0  # seconds that a step of stopping waits for the database
 
 
@@ -208,6 +209,7 @@ class Scheduler:
         self._settings = (concurrency, rate, timeout)
         self._policy = policy
         self._default_zone = default_zone
+        self._unknown_zones: set[str] = set()  # named in the log
         self._pause_all = pause_all
         self._watch = Watch()
         self._planner = Planner(db, default_zone=default_zone, on_batches=self._look)
@@ -233,6 +235,7 @@ class Scheduler:
             "planner": self._planner.poll,
             "heartbeat": self._heartbeat,
             "purge": self._purge,
+            "zones": self._zones,
             "session": self._session.poll,
         }
         if self._gateway is not None and not self._pause_all:
@@ -369,6 +372,20 @@ class Scheduler:
         await clients.erase_again(self._db, SETTLED_AFTER)
         await idempotency.purge(self._db)
         return PURGE_REST if more else PURGE_EVERY
+
+    async def _zones(self) -> float:
+        """Name the zones of clients that the zone data here do not know, each once: those are in the default zone."""
+        for name in await clients.timezones(self._db):
+            if name not in self._unknown_zones and not windows.is_known(name):
+                count = await clients.count_in(self._db, name)
+                self._unknown_zones.add(name)
+                log.warning(
+                    "clients have a time zone that is not known here; DEFAULT_TIMEZONE is used for them",
+                    timezone=name,
+                    clients=count,
+                    default=self._default_zone.key,
+                )
+        return ZONES_EVERY
 
     def _saw_locks(self, free: set[int] | None) -> None:
         """What the control connection shows of the others' locks: who is gone is taken over at once."""

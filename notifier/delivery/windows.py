@@ -6,19 +6,26 @@ gap the window opens when the clock has jumped past ``start``, in an overlap it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from notifier.models import Window
 
+UNKNOWN = ZoneInfo.no_cache("UTC")
+DAY, SECOND = timedelta(days=1), timedelta(seconds=1)
+
 
 def zone(name: str | None, default: ZoneInfo) -> ZoneInfo:
-    """The zone of that name; the default for None, and for a name that the zone data do not know any more."""
+    """The zone of that name; the default for None, and for a name that the zone data here do not know."""
     try:
         return ZoneInfo(name) if name else default
-    except (ZoneInfoNotFoundError, ValueError):
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: of a folder, "Europe", or a name too long for one
         return default
+
+
+def is_known(name: str) -> bool:
+    """Whether the zone data here have a zone of that name."""
+    return zone(name, UNKNOWN) is not UNKNOWN
 
 
 def is_open(at: datetime, window: Window, zone: ZoneInfo) -> bool:
@@ -31,41 +38,47 @@ def is_open(at: datetime, window: Window, zone: ZoneInfo) -> bool:
 
 def opens_at(now: datetime, window: Window, zone: ZoneInfo) -> datetime:
     """``now`` when the window is open, else the next instant at which it is."""
-    if is_open(now, window, zone):
-        return now
-    return next(at for at in _boundaries(now, window, zone) if is_open(at, window, zone))
+    return _first(now, window, zone, open_=True)
 
 
 def closes_at(now: datetime, window: Window, zone: ZoneInfo) -> datetime:
     """The next instant at which the window is closed; ``now`` when it is."""
-    if not is_open(now, window, zone):
-        return now
-    return next(at for at in _boundaries(now, window, zone) if not is_open(at, window, zone))
+    return _first(now, window, zone, open_=False)
 
 
-def _boundaries(now: datetime, window: Window, zone: ZoneInfo) -> Iterator[datetime]:
-    """Instants after ``now``, in order, at which the window may open or close: its two times and jumps of the clock."""
-    day = now.astimezone(zone).date()
-    for _ in range(4):  # a window opens and closes within two days; a zone may skip a whole one
-        edges = [datetime.combine(day, edge, zone) for edge in (window.start, window.end)]
-        candidates = {edge.replace(fold=fold).astimezone(UTC) for edge in edges for fold in (0, 1)}
-        candidates |= set(_jumps(datetime.combine(day, time(0), UTC) - timedelta(hours=15), zone))
-        yield from sorted(at for at in candidates if at > now)
-        day += timedelta(days=1)
+def _first(now: datetime, window: Window, zone: ZoneInfo, *, open_: bool) -> datetime:
+    """The first instant from ``now`` on at which the window is open, or closed.
+
+    While the offset stays, the wall clock runs evenly, so the edge's next time is a matter of subtraction; at a jump of
+    the clock the question is asked anew.
+    """
+    edge = _since_midnight(window.start if open_ else window.end)
+    at = now
+    while is_open(at, window, zone) != open_:
+        at = at.astimezone(UTC)
+        reached = at + (edge - _since_midnight(at.astimezone(zone).time())) % DAY
+        at = min(reached, _next_jump(at, zone) or reached)
+    return at
 
 
-def _jumps(start: datetime, zone: ZoneInfo) -> Iterator[datetime]:
-    """The instants within two days of ``start`` (a whole second) at which the zone's offset changes."""
-    for hour in range(48):
-        low = start + timedelta(hours=hour)
-        offset, seconds = low.astimezone(zone).utcoffset(), 3600
-        if (low + timedelta(seconds=seconds)).astimezone(zone).utcoffset() != offset:
-            # bisect: at low + first the offset is still the old one, at low + seconds the new one
-            first = 0
-            while seconds - first > 1:
-                middle = (first + seconds) // 2
-                if (low + timedelta(seconds=middle)).astimezone(zone).utcoffset() == offset:
-                    first = middle
-                else:
-                    seconds = middle
-            yield low + timedelta(seconds=seconds)
+def _since_midnight(wall: time) -> timedelta:
+    return timedelta(hours=wall.hour, minutes=wall.minute, seconds=wall.second, microseconds=wall.microsecond)
+
+
+def _next_jump(after: datetime, zone: ZoneInfo) -> datetime | None:
+    """The first instant within a day after ``after`` (in UTC) at which the zone's offset changes.
+
+    One at most: since 1970 no zone has changed twice within six days (tzdata 2026f).
+    """
+    low = after.replace(microsecond=0)
+    high = low + DAY + SECOND
+    offset = low.astimezone(zone).utcoffset()
+    if high.astimezone(zone).utcoffset() == offset:
+        return None
+    while high - low > SECOND:
+        middle = low + (high - low) // 2 // SECOND * SECOND
+        if middle.astimezone(zone).utcoffset() == offset:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -216,6 +216,28 @@ async def delete(db: Db, client_id: int, *, if_match: int | None = None) -> None
         raise Stale
 
 
+async def timezones(db: Db) -> list[str]:
+    """Return the time zones that clients have, each once; the cost grows with the zones, not with the clients."""
+    rows = await db.fetch(
+        """
+        WITH RECURSIVE zone AS (
+            (SELECT timezone FROM clients WHERE timezone IS NOT NULL ORDER BY timezone LIMIT 1)
+            UNION ALL
+            SELECT (SELECT timezone FROM clients WHERE timezone > zone.timezone ORDER BY timezone LIMIT 1)
+            FROM zone WHERE zone.timezone IS NOT NULL
+        )
+        SELECT timezone FROM zone WHERE timezone IS NOT NULL
+        """
+    )
+    return [row["timezone"] for row in rows]
+
+
+async def count_in(db: Db, timezone: str) -> int:
+    """Return how many clients have that time zone."""
+    found: int = await db.fetchval("SELECT count(*) FROM clients WHERE timezone = $1", timezone)
+    return found
+
+
 async def erase_again(db: Db, after: float) -> int:
     """Erase what requests under way at the time wrote since; for clients gone for ``after`` seconds, how many."""
     rows = await db.fetch(

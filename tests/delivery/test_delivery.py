@@ -1101,6 +1101,19 @@ async def test_one_mailing_that_cannot_be_planned_does_not_stop_the_others(
     await world.until(other, sent=3)
 
 
+async def test_a_zone_that_is_not_known_is_named_and_the_default_is_used(world: World) -> None:
+    """Rows written by hand, or by a replica with newer zone data: nobody is lost, and the log counts them."""
+    await world.clients(3, timezone="Europe/Nowhere")
+    await world.clients(2, timezone="Europe", first=10)  # a folder of the zone data
+    await world.clients(1, timezone="Europe/Moscow", first=20)
+    with structlog.testing.capture_logs() as entries:
+        await world.replica()
+        await world.until(await world.mailing(window=hours_from_now(-2, 6)), sent=6)
+        await poll_until(lambda: len([each for each in entries if "DEFAULT_TIMEZONE" in each["event"]]) == 2)
+    named = {each["timezone"]: each["clients"] for each in entries if "DEFAULT_TIMEZONE" in each["event"]}
+    assert named == {"Europe/Nowhere": 3, "Europe": 2}
+
+
 async def test_the_log_tells_what_the_gateway_does(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of order and back, throttling, refusing: a line each, however many requests say so."""
     monkeypatch.setattr(gateways, "OPEN_SECONDS", 0.1)
