@@ -89,7 +89,7 @@ def test_what_is_raised_has_a_reason(error: Exception, reason: Reason) -> None:
     ],
 )
 async def test_where_no_connection_comes_about_nothing_was_sent(url: str, reason: Reason) -> None:
-    async with Gateway("default", url, "t", timeout=5) as gateway:
+    async with Gateway("default", url, "t", timeout=60) as gateway:
         answer = await gateway.send(1, 79160000000, b'"x"')
     assert (answer.outcome, answer.reason, answer.status_code) == (Outcome.UNAVAILABLE, reason, None)
 
@@ -130,7 +130,7 @@ async def test_an_encoded_body_is_decoded_though_none_was_asked_for(encoding: st
 
 async def test_the_request_is_as_agreed() -> None:
     with Simulator(token="secret") as simulator:
-        async with Gateway("default", simulator.url + "/", "secret", timeout=5) as gateway:
+        async with Gateway("default", simulator.url + "/", "secret", timeout=60) as gateway:
             answer = await gateway.send(2**53 + 1, 79161234567, orjson.dumps("Привет «мир»\n\U0001f600"))
         assert answer.outcome is Outcome.ACCEPTED
         (entry,) = simulator.entries()

@@ -57,7 +57,7 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(*scripts: list[bytes], patience: float = 5) -> AsyncIterator[tuple[Server, Gateway]]:
+async def serving(*scripts: list[bytes], patience: float = 60) -> AsyncIterator[tuple[Server, Gateway]]:
     """Yield a server with these scripts, and a gateway that is it."""
     server = Server(list(scripts))
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
@@ -215,7 +215,7 @@ async def test_what_nobody_asked_for_closes_the_connection() -> None:
     ],
 )
 async def test_an_answer_that_is_none_is_unknown_and_the_connection_closed(script: list[bytes], reason: Reason) -> None:
-    async with serving(script, [OK], patience=0.5 if reason is Reason.TIMEOUT else 5) as (server, gateway):
+    async with serving(script, [OK], patience=0.5 if reason is Reason.TIMEOUT else 60) as (server, gateway):
         answer = await send(gateway)
         assert (answer.outcome, answer.reason) == (Outcome.UNKNOWN, reason)
         if b"204" not in b"".join(script):

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from chaos.stage import PATIENCE
 from notifier.errors import NotifierError, Unavailable
 from notifier.storage import database
 from notifier.storage.database import AWAY, Db, Pool
@@ -132,7 +133,7 @@ async def test_whatever_a_terminated_session_raises_means_away_and_the_pool_reco
     killer = await asyncpg.connect(dsn)
     async with pool:
         users = [asyncio.create_task(use()) for _ in range(8)]
-        await poll_until(kill_until_seen)
+        await poll_until(kill_until_seen, progress=lambda: len(raised))
         stop.set()
         await asyncio.gather(*users)  # an error outside AWAY is raised here
         await killer.close()
@@ -195,7 +196,7 @@ async def test_waiting_ends_when_the_database_comes_up(place: Path) -> None:
     await poll_until(lambda: said)
     assert not waiting.done()
     with running(place, fast=True):
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, PATIENCE)
 
 
 @pytest.mark.parametrize("gone", [psycopg.errors.AdminShutdown("stop"), asyncpg.ConnectionDoesNotExistError("reset")])

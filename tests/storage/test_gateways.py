@@ -305,9 +305,9 @@ async def _takes_one(db: Db) -> bool:
     return (await gateways.take_tokens(db, NAME, 100.0, 1.0, 1))[0] == 1
 
 
-async def _take_for(db: Pool, seconds: float, rate: float, burst: float) -> list[tuple[float, int]]:
-    """Two replicas take as many as they get; when, and how many."""
-    taken: list[tuple[float, int]] = []
+async def _take_for(db: Pool, seconds: float, rate: float, burst: float) -> list[tuple[float, float, int]]:
+    """Two replicas take as many as they get; when they asked, when they were answered, and how many they got."""
+    taken: list[tuple[float, float, int]] = []
     end = time.monotonic() + seconds
 
     async def replica() -> None:
@@ -315,7 +315,7 @@ async def _take_for(db: Pool, seconds: float, rate: float, burst: float) -> list
             while time.monotonic() < end:
                 asked = time.monotonic()
                 count, wait = await gateways.take_tokens(conn, NAME, rate, burst, 10)
-                taken.append((asked, count))
+                taken.append((asked, time.monotonic(), count))
                 await asyncio.sleep(wait / 2)
 
     await asyncio.gather(replica(), replica())
@@ -325,15 +325,18 @@ async def _take_for(db: Pool, seconds: float, rate: float, burst: float) -> list
 async def test_two_replicas_together_keep_the_rate(db: Pool) -> None:
     rate, burst = 100.0, 10.0
     await state(db, tokens=0.0, tokens_in=-3_600)
-    started = time.monotonic()
-    taken = await _take_for(db, 1.0, rate, burst)
-    seconds = time.monotonic() - started
-    total = sum(count for _, count in taken)
-    assert rate * 0.8 <= total <= rate * seconds + burst
-    # and within any part of it, however short; by this process's clock, so with a round trip's tolerance
-    for (first, (begin, _)), (last, (end, _)) in itertools.combinations(enumerate(taken), 2):
-        within = sum(count for _, count in taken[first : last + 1])
-        assert within <= rate * (end - begin + 0.05) + burst
+
+    async def used_up() -> bool:
+        """Whether they got what there was to get in a second; where the machine has more to do they ask too rarely."""
+        taken = sorted(await _take_for(db, 1.0, rate, burst))
+        # never more than that in any part of it, however short
+        for (first, (begin, _, _)), (last, _) in itertools.combinations(enumerate(taken), 2):
+            some = taken[first : last + 1]
+            end = max(answered for _, answered, _ in some)
+            assert sum(count for *_, count in some) <= rate * (end - begin) + burst
+        return sum(count for *_, count in taken) >= rate * 0.8
+
+    await poll_until(used_up)
 
 
 async def test_one_who_waits_for_the_row_takes_what_is_left(db: Pool) -> None:

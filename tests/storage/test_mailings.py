@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from chaos.stage import PATIENCE
 from notifier.errors import Conflict, IllegalTransition, Invalid, NotFound, Stale
 from notifier.models import MAILING_TRANSITIONS, OVER, Filter, Mailing, MailingStatus, Window
 from notifier.storage import audience, ledger, mailings, queue, statistics
@@ -507,7 +508,7 @@ async def test_two_who_purge_pass_each_other(db: Pool) -> None:
     await let_a_month_pass(db)
     async with db.acquire() as conn, conn.transaction():
         assert await mailings.purge(conn)
-        assert await asyncio.wait_for(mailings.purge(db), 5) is False
+        assert await asyncio.wait_for(mailings.purge(db), PATIENCE) is False
         assert second is None
     while await mailings.purge(db):
         pass

@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from chaos.stage import PATIENCE
 from notifier.errors import Stale
 from notifier.models import MailingStatus, Standing, Window
 from notifier.storage import ledger, mailings, queue, statistics
@@ -109,7 +110,7 @@ async def test_two_replicas_pass_each_other_without_waiting(db: Pool) -> None:
     await running(db, 2, 2)
     async with db.acquire() as one, db.acquire() as other, one.transaction():
         (mine,) = await queue.claim(one, ME, after=0)
-        (theirs,) = await asyncio.wait_for(queue.claim(other, PEER, after=0), 5)
+        (theirs,) = await asyncio.wait_for(queue.claim(other, PEER, after=0), PATIENCE)
         assert await queue.claim(other, PEER, after=0) == []
     assert mine.id != theirs.id
 
@@ -974,7 +975,7 @@ async def test_two_who_take_over_at_once_do_not_wait_for_each_other(db: Pool) ->
     batches = [await _owned_by(db, 99) for _ in range(3)]
     async with db.acquire() as first, db.acquire() as second, first.transaction():
         some = await adopt_all(first, ME)
-        rest = await asyncio.wait_for(adopt_all(second, PEER), 5)
+        rest = await asyncio.wait_for(adopt_all(second, PEER), PATIENCE)
     assert sorted(batch.id for batch in some) == batches
     assert rest == []
 

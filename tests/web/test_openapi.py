@@ -83,7 +83,8 @@ async def test_nothing_a_stranger_makes_of_the_document_is_our_fault(api: Api, t
     command = [
         sys.executable, "-m", "schemathesis.cli", "run",
         f"{api.url}/openapi.json", f"--header=Authorization: Bearer {api.token}", "--mode=all",
-        "--phases=coverage,fuzzing", "--max-examples=3", "--max-time=10", "--continue-on-failure", "--no-color",
+        "--phases=coverage,fuzzing", "--max-examples=3", "--generation-deterministic",
+        "--suppress-health-check=all", "--request-timeout=60", "--continue-on-failure", "--no-color",
         "--checks=not_a_server_error,content_type_conformance,response_schema_conformance,status_code_conformance",
     ]  # fmt: skip
     run = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, stdout=PIPE, stderr=STDOUT)
