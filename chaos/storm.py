@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -711,7 +712,11 @@ class Storm:
     def _audit(self) -> list[str]:
         """What `server.py audit` says."""
         environment = {"PATH": os.environ.get("PATH", os.defpath), "DATABASE_URL": self.stage.database.dsn}
-        environment |= {"SECRET_KEY": "x" * 32, "HOME": str(self.stage.folder), "NOTIFIER_ENV_FILE": os.devnull}
+        environment |= {
+            "SECRET_KEY": secrets.token_urlsafe(32),
+            "HOME": str(self.stage.folder),
+            "NOTIFIER_ENV_FILE": os.devnull,
+        }
         command = [sys.executable, str(ROOT / "server.py"), "audit"]
         done = subprocess.run(
             command, check=False, env=environment, cwd=self.stage.folder, capture_output=True, text=True, timeout=600

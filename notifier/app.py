@@ -205,13 +205,16 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
     is in flight finished and recorded, the rest given back, then, when DRAIN_DELAY is over and all calls are answered,
     deaf.
     """
+    seen = ""
+    for line in settings.warnings():
+        log.warning(line)
     async with AsyncExitStack() as stack:
         web_db = await _pool(stack, settings, dsn, "web", WEB_POOL)
         await database.patiently(partial(database.check, web_db), say=log.warning)
         if not await database.patiently(partial(replicas.share_key, web_db, secret_key(settings)), say=log.warning):
             log.warning(
-                "SECRET_KEY is not that of the replica that started last: give all the same one, or nobody stays"
-                " logged in; if it is a new one, start the others again with it"
+                "SECRET_KEY is not that of the replica that started last: give all the same one;"
+                " if it is a new one, start the others again with it"
             )
         hold = Hold(web_db, settings.instance)
         if (why := await database.patiently(hold.begin, say=log.warning)) is not None:
@@ -222,12 +225,16 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
         scheduler = None if settings.role == "api" else await _scheduler(stack, settings, dsn, hold)
 
         async def ready() -> str | None:
+            nonlocal seen
             if server.drained_at is not None:
                 return "stopping"
             try:
                 return None if await database.ready(web_db) else "the schema is older than this program"
             except database.AWAY as error:
-                return f"the database is away: {str(error) or type(error).__name__}"
+                if repr(error) != seen:
+                    seen = repr(error)
+                    log.warning("not ready: the database is away", error=seen)  # a stranger is not told why
+                return "the database is away"
 
         server = web.Server(
             make_application(_context(settings, web_db, scheduler, hold, ready), _routes(settings)),

@@ -225,14 +225,18 @@ def check() -> None:
     env_file = None
     try:
         env_file = settings.find_env_file(click.get_current_context().obj)
-        rows: Sequence[tuple[str, str, str]] = settings.Settings.load(env_file=env_file).describe()
+        loaded = settings.Settings.load(env_file=env_file)
+        rows: Sequence[tuple[str, str, str]] = loaded.describe()
+        warnings = loaded.warnings()
     except SettingsError as error:
-        errors, rows = error.errors, error.rows
+        errors, rows, warnings = error.errors, error.rows, []
     click.echo(f"settings file: {env_file or 'none'}")
     table = Table("setting", "value", "from")
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+    for line in warnings:
+        click.echo(f"warning: {line}", err=True)
     for line in errors:
         click.echo(f"error: {line}", err=True)
     if errors:

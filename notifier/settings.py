@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 from zoneinfo import ZoneInfo
 
 from dotenv.parser import parse_stream
 
 from notifier import install
 from notifier.errors import SettingsError
+from notifier.hosts import is_loopback
 
 Role = Literal["all", "api", "worker"]
 OnUnknown = Literal["retry", "hold"]
@@ -35,9 +36,11 @@ Network = IPv4Network | IPv6Network
 
 BOOTSTRAP_TOKEN_MIN = 20
 SECRET_KEY_MIN = 32
-# In the environment misspelt names are looked for only here: too many other programs use HOST, LOG_… and the like.
+SECRET_VARIETY = 10
+MAKE_ONE = "To make one: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
 OWN_PATHS = ("admin", "api", "docs", "static", "receipts", "openapi.json", "healthz", "readyz", "metrics")
 """Where the service's own paths begin, so no path prefix may."""
+# In the environment misspelt names are looked for only here: too many other programs use HOST, LOG_… and the like.
 OWN_PREFIXES = ("DATABASE_", "GATEWAY_")
 
 
@@ -217,19 +220,22 @@ def _networks(text: str) -> tuple[Network, ...]:
     return tuple(networks)
 
 
-def _bearer(least: int) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if not text.isascii():
-            raise ValueError("contains characters a header cannot carry; give ASCII")
-        return _long(least)(_text(text))
-
-    return parse
+def _bearer(text: str) -> str:
+    if not text.isascii():
+        raise ValueError("contains characters a header cannot carry; give ASCII")
+    return _text(text)
 
 
-def _long(least: int) -> Callable[[str], str]:
+def _secret(least: int) -> Callable[[str], str]:
+    """A secret that nobody guesses: long, of many different characters, and not out of a manual."""
+
     def parse(text: str) -> str:
         if len(text) < least:
-            raise ValueError(f"has {len(text)} character{'s' * (len(text) != 1)}; give at least {least}")
+            raise ValueError(f"has {len(text)} character{'s' * (len(text) != 1)}; give at least {least}. {MAKE_ONE}")
+        if len(set(text)) < SECRET_VARIETY:
+            raise ValueError(f"has fewer than {SECRET_VARIETY} different characters and can be guessed. {MAKE_ONE}")
+        if re.search("change[-_ ]?me", text, re.IGNORECASE):
+            raise ValueError(f"is an example's, which everybody knows. {MAKE_ONE}")
         return text
 
     return parse
@@ -325,7 +331,7 @@ class Settings:
         "base address of the sending API. Without it mailings wait, and say so",
     )
     gateway_token: str | None = _setting(
-        _bearer(1), None, "JWT of the sending API; required with `GATEWAY_URL`", secret=True
+        _bearer, None, "JWT of the sending API; required with `GATEWAY_URL`", secret=True
     )
     gateway_concurrency: int = _setting(_whole(1, 10_000), 100, "requests in flight at most, per replica: 1..10000")
     gateway_rate: float = _setting(
@@ -344,15 +350,15 @@ class Settings:
         "or `hold` (never sent again by itself)",
     )
     bootstrap_token: str | None = _setting(
-        _bearer(BOOTSTRAP_TOKEN_MIN),
+        lambda text: _secret(BOOTSTRAP_TOKEN_MIN)(_bearer(text)),
         None,
         f"an API token with every scope, for first use and automation; at least {BOOTSTRAP_TOKEN_MIN} characters",
         secret=True,
     )
     secret_key: str | None = _setting(
-        _long(SECRET_KEY_MIN),
+        _secret(SECRET_KEY_MIN),
         None,
-        f"signs sessions, encrypts stored secrets; at least {SECRET_KEY_MIN} characters; required with `DATABASE_URL`",
+        f"signs cookies, encrypts stored secrets; at least {SECRET_KEY_MIN} characters; required with `DATABASE_URL`",
         secret=True,
         shown="made and kept in DATA_DIR when embedded",
     )
@@ -413,6 +419,39 @@ class Settings:
             raise SettingsError(errors, _rows(values, sources))
         values.setdefault("database_migration_url", values.get("database_url"))
         return cls(**values, sources=sources, env_file=env_file)
+
+    def warnings(self) -> list[str]:
+        """Return a line for each thing that works, and that somebody on the way can read or change."""
+        found = []
+        if self.role != "worker":
+            found += self._reached()
+        if self.gateway_url is not None and self.gateway_url.startswith("http://"):
+            host = urlsplit(self.gateway_url).netloc
+            if not is_loopback(host):
+                found.append(f"GATEWAY_URL: {host} is reached over http://: texts, phones and the token go unencrypted")
+        hosts = _unverified(self.database_url) if self.database_url is not None else []
+        if hosts:
+            found.append(
+                f"DATABASE_URL: {', '.join(hosts)} is reached without sslmode=verify-full: "
+                "whoever is on the way may read and change everything"
+            )
+        return found
+
+    def _reached(self) -> list[str]:
+        if self.public_url is None:
+            if is_loopback(self.host):
+                return []
+            return [
+                f"PUBLIC_URL: not set, and HOST is {self.host}: cookies and tokens may go unencrypted; put TLS before "
+                "the service, and set PUBLIC_URL=https://…"
+            ]
+        if self.public_url.startswith("https://"):
+            if self.trusted_proxies:
+                return []
+            return ["TRUSTED_PROXIES: not set: all requests seem to come from the proxy that does the TLS"]
+        if is_loopback(urlsplit(self.public_url).netloc):
+            return []
+        return ["PUBLIC_URL: is http://: cookies and tokens go unencrypted"]
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Return (name, value, source) of every setting for people to read, secrets masked."""
@@ -475,7 +514,7 @@ def secret_key(settings: Settings) -> str:
         if not path.exists():
             settings.data_dir.mkdir(parents=True, exist_ok=True)
             _write_once(path, secrets.token_urlsafe(SECRET_KEY_MIN))
-        return _long(SECRET_KEY_MIN)(path.read_text().strip())
+        return _secret(SECRET_KEY_MIN)(path.read_text().strip())
     except OSError as error:
         why = f"{path} can be neither read nor made ({error.strerror})"
         raise SettingsError([f"DATA_DIR: {why}; name a folder in which this user can read and write"]) from error
@@ -512,20 +551,24 @@ def _read_env_file(path: Path | None, errors: list[str]) -> dict[str, str | None
 
 
 def _find(name: str, secret: bool, given: Mapping[str, tuple[str, str]]) -> tuple[str | None, str]:
-    """Return (text or None, source); raises ValueError for an unreadable file, or one beside a value."""
+    """Return (text or None, source); raises ValueError for an unreadable file, or one beside a value.
+
+    Blanks and line ends around a secret are taken off wherever it stands: editors, ``echo`` and YAML add them.
+    """
     if not (secret and f"{name}_FILE" in given):
-        return given.get(name, (None, "default"))
+        text, source = given.get(name, (None, "default"))
+        return (text.strip() or None, source) if secret and text is not None else (text, source)
     path = given[f"{name}_FILE"][0]
     if name in given:
         raise ValueError(f"given twice, also as {name}_FILE; remove one of the two")
     try:
-        text = Path(path).read_text(encoding="utf-8").strip()
+        stored = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ValueError(f"{name}_FILE names {path!r}: {reason}; give a file that can be read") from error
-    if not text:
+    if not stored:
         raise ValueError(f"{name}_FILE names {path!r}, which is empty; put the value in it")
-    return text, "file"
+    return stored, "file"
 
 
 def _misspelt(given: Mapping[str, tuple[str, str]]) -> list[str]:
@@ -579,6 +622,16 @@ def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> li
     if delay is not None and grace is not None and delay > grace:
         errors.append(f"DRAIN_DELAY: {delay:g} is over SHUTDOWN_GRACE, which is {grace:g}; lower it or raise that")
     return errors
+
+
+def _unverified(url: str) -> list[str]:
+    """Return the hosts of a database's address whose certificate nobody looks at, those of this machine left out."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    if query.get("sslmode", os.environ.get("PGSSLMODE")) == "verify-full":
+        return []
+    hosts = query.get("host") or unquote(parts.netloc.rpartition("@")[2])
+    return [host for host in hosts.split(",") if host and not host.startswith(("/", "@")) and not is_loopback(host)]
 
 
 def _shown(value: object, secret: bool) -> str:

@@ -14,7 +14,8 @@ from notifier.errors import SettingsError
 from notifier.settings import SETTINGS, Settings, secret_key
 
 POSTGRES = "postgresql://user:hidden@db.example.com:5432/notifier"
-KEY = "k" * 32
+KEY = "0123456789abcdefghijklmnopqrstuv"
+TOKEN = "abcdefghij0123456789"
 GATEWAY = {"GATEWAY_URL": "https://gateway.example.com", "GATEWAY_TOKEN": "jwt"}
 
 
@@ -50,7 +51,7 @@ def test_everything_given() -> None:
         "GATEWAY_RATE": "0.5",
         "GATEWAY_TIMEOUT": "2.5",
         "GATEWAY_ON_UNKNOWN": "hold",
-        "BOOTSTRAP_TOKEN": "t" * 20,
+        "BOOTSTRAP_TOKEN": TOKEN,
         "SECRET_KEY": KEY,
         "DEFAULT_TIMEZONE": "Europe/Moscow",
         "LOG_LEVEL": "WARNING",
@@ -102,7 +103,13 @@ def test_an_empty_value_counts_as_not_given() -> None:
         ("GATEWAY_TOKEN", "to\r\nken", "control characters"),
         ("GATEWAY_TOKEN", "жетон", "ASCII"),
         ("BOOTSTRAP_TOKEN", "t" * 19, "at least 20"),
-        ("SECRET_KEY", "k" * 31, "at least 32"),
+        ("SECRET_KEY", KEY[1:], "at least 32"),
+        ("SECRET_KEY", "k" * 32, "secrets.token_urlsafe(32)"),
+        ("SECRET_KEY", "012345678" * 4, "fewer than 10 different characters"),
+        ("BOOTSTRAP_TOKEN", "a" * 20, "secrets.token_urlsafe(32)"),
+        ("BOOTSTRAP_TOKEN", "change-me-0123456789", "everybody knows"),
+        ("BOOTSTRAP_TOKEN", "CHANGE_ME_0123456789abcdef", "everybody knows"),
+        ("SECRET_KEY", "changeme-0123456789-0123456789-0123456789", "everybody knows"),
         ("DEFAULT_TIMEZONE", "Moscow", "Europe/Moscow"),
         ("DEFAULT_TIMEZONE", "Europe", "Europe/Moscow"),
         ("DEFAULT_TIMEZONE", "../etc/passwd", "Europe/Moscow"),
@@ -285,10 +292,53 @@ def test_a_line_of_the_env_file_that_says_nothing_is_an_error(tmp_path: Path) ->
 
 
 def test_a_secret_may_lie_in_a_file(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("t" * 20 + "\n")
+    (tmp_path / "token").write_text(TOKEN)
     settings = Settings.load({"BOOTSTRAP_TOKEN_FILE": str(tmp_path / "token")}, None)
-    assert settings.bootstrap_token == "t" * 20
+    assert settings.bootstrap_token == TOKEN
     assert ("BOOTSTRAP_TOKEN", "***", "file") in settings.describe()
+
+
+@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {} ", "\n{}"])
+def test_blanks_and_line_ends_around_a_secret_are_taken_off_wherever_it_stands(tmp_path: Path, around: str) -> None:
+    """Else replicas that got one key by two ways have two keys."""
+    (tmp_path / "key").write_bytes(around.format(KEY).encode())
+    by_file = Settings.load({"SECRET_KEY_FILE": str(tmp_path / "key")}, None)
+    by_environment = Settings.load({"SECRET_KEY": around.format(KEY)}, None)
+    assert by_file.secret_key == by_environment.secret_key == KEY
+    token = Settings.load(GATEWAY | {"GATEWAY_TOKEN": around.format("jwt"), "BOOTSTRAP_TOKEN": "\r\n"}, None)
+    assert (token.gateway_token, token.bootstrap_token) == ("jwt", None)
+
+
+@pytest.mark.parametrize(
+    ("environ", "about"),
+    [
+        ({}, []),
+        ({"HOST": "0.0.0.0"}, ["PUBLIC_URL"]),
+        ({"HOST": "::"}, ["PUBLIC_URL"]),
+        ({"HOST": "::1"}, []),
+        ({"HOST": "0.0.0.0", "ROLE": "worker"}, []),
+        ({"HOST": "0.0.0.0", "PUBLIC_URL": "https://notifier.example.com", "TRUSTED_PROXIES": "10.0.0.5"}, []),
+        ({"PUBLIC_URL": "https://notifier.example.com"}, ["TRUSTED_PROXIES"]),
+        ({"PUBLIC_URL": "http://notifier.example.com"}, ["PUBLIC_URL"]),
+        ({"PUBLIC_URL": "http://localhost:8080/sms"}, []),
+        ({"GATEWAY_URL": "http://gateway.example.com:8090/v2"}, ["GATEWAY_URL"]),
+        ({"GATEWAY_URL": "http://[::1]:8090"}, []),
+        ({"GATEWAY_URL": "http://127.0.0.1"}, []),
+        ({"GATEWAY_URL": "https://gateway.example.com"}, []),
+        ({"DATABASE_URL": POSTGRES}, ["DATABASE_URL"]),
+        ({"DATABASE_URL": f"{POSTGRES}?sslmode=verify-ca"}, ["DATABASE_URL"]),
+        ({"DATABASE_URL": f"{POSTGRES}?sslmode=verify-full"}, []),
+        ({"DATABASE_URL": "postgresql://u@localhost,db.example.com:5433/n"}, ["DATABASE_URL"]),
+        ({"DATABASE_URL": "postgresql://u@127.0.0.1/n?host=db.example.com"}, ["DATABASE_URL"]),
+        ({"DATABASE_URL": "postgresql:///n?host=/run/postgresql"}, []),
+        ({"DATABASE_URL": "postgresql://u:p@%2Frun%2Fpostgresql/n"}, []),
+        ({"DATABASE_URL": "postgresql://u:p@[::1]:5432/n"}, []),
+    ],
+)
+def test_what_somebody_on_the_way_can_read_is_warned_of(environ: dict[str, str], about: list[str]) -> None:
+    settings = Settings.load({"GATEWAY_TOKEN": "jwt", "SECRET_KEY": KEY} | environ, None)
+    assert [line.split(":")[0] for line in settings.warnings()] == about
+    assert "hidden" not in str(settings.warnings())
 
 
 def test_a_secret_file_that_cannot_serve_is_an_error(tmp_path: Path) -> None:
@@ -309,8 +359,8 @@ def test_secrets_are_masked_wherever_settings_are_shown() -> None:
     environ = GATEWAY | {
         "DATABASE_URL": "postgresql://user:hidden@one,two/db?sslpassword=hidden&target_session_attrs=any",
         "GATEWAY_TOKEN": "hidden",
-        "SECRET_KEY": "hidden" * 6,
-        "BOOTSTRAP_TOKEN": "hidden" * 4,
+        "SECRET_KEY": f"hidden-{KEY}",
+        "BOOTSTRAP_TOKEN": f"hidden-{TOKEN}",
     }
     settings = Settings.load(environ, None)
     shown = {name: value for name, value, _ in settings.describe()}

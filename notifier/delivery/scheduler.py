@@ -24,7 +24,7 @@ from notifier.delivery.recorder import REFUSED, Recorder, store
 from notifier.delivery.sender import Sender
 from notifier.delivery.session import Session
 from notifier.models import OnUnknown, Outcome, Reason
-from notifier.storage import audience, clients, idempotency, mailings, queue, replicas
+from notifier.storage import audience, clients, idempotency, mailings, queue, replicas, sessions
 from notifier.storage.database import AWAY, Db, Pool, transaction
 from notifier.storage.installation import Hold
 from notifier.storage.queue import Claimed, Owned, Report, Result
@@ -367,10 +367,11 @@ class Scheduler:
         self._look()
 
     async def _purge(self) -> float:
-        """Take away what is not needed any more, in pieces: deleted mailings, phones of the erased, old keys."""
+        """Take away what is not needed any more, in pieces: deleted mailings, phones of the erased, what is too old."""
         more = await mailings.purge(self._db)
         await clients.erase_again(self._db, SETTLED_AFTER)
         await idempotency.purge(self._db)
+        await sessions.purge(self._db)
         return PURGE_REST if more else PURGE_EVERY
 
     async def _zones(self) -> float:

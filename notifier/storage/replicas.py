@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import hmac
+import secrets
 
 from notifier.storage.database import Db
 from notifier.storage.mailings import CHANNEL
@@ -11,19 +14,34 @@ LOCKS = 0x6E6F7469
 """The class of the advisory locks of replicas: "noti" in ASCII; the object is the replica's number."""
 
 
+SALT = 16
+"""Random bytes that a mark of the key begins with."""
+OLD_MARK = 32
+"""Bytes of a mark that version 0.1.0 wrote: an HMAC."""
+
+
 async def share_key(db: Db, secret_key: str) -> bool:
-    """Note the key; False when the replica that started last had another."""
-    mark = hmac.digest(secret_key.encode(), b"notifier", "sha256")
-    before: bytes | None = await db.fetchval(
-        """
-        WITH before AS (SELECT mark FROM secret_key)
-        INSERT INTO secret_key (mark) VALUES ($1)
-        ON CONFLICT (only_row) DO UPDATE SET mark = excluded.mark
-        RETURNING (SELECT mark FROM before)
-        """,
-        mark,
+    """Note the key; False when the replica that started last had another.
+
+    The mark is a slow hash with a salt, so that who reads the database cannot try keys by the million. Version 0.1.0
+    had a fast one, which is replaced.
+    """
+    before: bytes | None = await db.fetchval("SELECT mark FROM secret_key")
+    if before is not None and len(before) != OLD_MARK:
+        same = hmac.compare_digest(before, await asyncio.to_thread(_mark, secret_key, before[:SALT]))
+        if same:
+            return True
+    else:
+        same = before is None or hmac.compare_digest(before, hmac.digest(secret_key.encode(), b"notifier", "sha256"))
+    await db.execute(
+        "INSERT INTO secret_key (mark) VALUES ($1) ON CONFLICT (only_row) DO UPDATE SET mark = excluded.mark",
+        await asyncio.to_thread(_mark, secret_key, secrets.token_bytes(SALT)),
     )
-    return before is None or before == mark
+    return same
+
+
+def _mark(secret_key: str, salt: bytes) -> bytes:
+    return salt + hashlib.scrypt(secret_key.encode(), salt=salt, n=2**15, r=8, p=1, maxmem=2**26)
 
 
 async def register(db: Db, name: str) -> int:

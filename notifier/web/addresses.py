@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from urllib.parse import urlsplit
 
 from tornado.httputil import HTTPServerRequest
+
+from notifier.hosts import is_loopback, parsed, without_port
 
 Network = IPv4Network | IPv6Network
 
@@ -60,7 +62,9 @@ class PublicUrl:
         With https only the public host is: a cookie is never asked for over another name, and no name that is made to
         lead here (DNS rebinding) gets an answer. On the machine itself a loopback address does as well.
         """
-        return not self.is_https or without_port(host, 443) == self.host or (is_loopback(host) and is_loopback(peer))
+        return (
+            not self.is_https or as_in_origin(host, "https") == self.host or (is_loopback(host) and is_loopback(peer))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +82,14 @@ def client_of(request: HTTPServerRequest, proxies: Collection[Network]) -> Clien
     the client, and what stands before it anybody may have written. (Tornado's ``xheaders`` believes every peer, and
     ``X-Real-Ip`` more than the list.)
     """
-    address = _parsed(request.remote_ip or "")
+    address = parsed(request.remote_ip or "")
     if address is None:  # a Unix socket
         return Client(request.remote_ip or "", request.protocol)
     if not _is_in(address, proxies):
         return Client(str(address), request.protocol)
     # Tornado has joined the header's lines with commas.
     for text in reversed(request.headers.get("X-Forwarded-For", "").split(",")[-HOPS_MAX:]):
-        before = _parsed(_without_brackets(text.strip()))
+        before = parsed(without_port(text.strip()))
         if before is None:
             break
         address = before
@@ -97,41 +101,15 @@ def client_of(request: HTTPServerRequest, proxies: Collection[Network]) -> Clien
 
 def network_of(address: str) -> str:
     """Return what failures are counted by: the address, of IPv6 its /64, which is what one customer gets."""
-    parsed = _parsed(address)
-    if isinstance(parsed, IPv6Address):
-        return str(ip_network((int(parsed) >> 64 << 64, 64)))
-    return address if parsed is None else str(parsed)
+    found = parsed(address)
+    if isinstance(found, IPv6Address):
+        return str(ip_network((int(found) >> 64 << 64, 64)))
+    return address if found is None else str(found)
 
 
-def without_port(host: str, port: int) -> str:
-    """Return ``Host`` as a browser writes it: in small letters, without the default port."""
-    return host.lower().removesuffix(f":{port}")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host, with or without a port, names this machine itself."""
-    name = _without_brackets(host.lower())
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    address = _parsed(name)
-    return address is not None and address.is_loopback
-
-
-def _without_brackets(text: str) -> str:
-    """Return the address of ``[::1]:80``, ``1.2.3.4:80`` and the like."""
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0] if text.count(":") == 1 else text
-
-
-def _parsed(text: str) -> IPv4Address | IPv6Address | None:
-    try:
-        address = ip_address(text)
-    except ValueError:
-        return None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
+def as_in_origin(host: str, scheme: str) -> str:
+    """Return ``Host`` as ``Origin`` has it: in small letters, without the scheme's own port."""
+    return host.lower().removesuffix(":443" if scheme == "https" else ":80")
 
 
 def _is_in(address: IPv4Address | IPv6Address, networks: Collection[Network]) -> bool:

@@ -13,8 +13,8 @@ import hmac
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import wraps
+from dataclasses import dataclass, field
+from functools import partial, wraps
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar, cast
@@ -31,7 +31,8 @@ from notifier.storage import idempotency
 from notifier.storage.database import AWAY, Connection, Db, Pool, transaction
 from notifier.storage.installation import Hold
 from notifier.web import schemas
-from notifier.web.addresses import Network, PublicUrl, client_of
+from notifier.web.addresses import Network, PublicUrl, client_of, network_of
+from notifier.web.budgets import Budget
 
 SMALL_BODY = 64 * 1024
 """Bytes that are read before anybody asks whose they are: as much as a head may have."""
@@ -41,6 +42,8 @@ LARGE = 256 * 1024
 """Bytes of JSON from which on a thread parses it, so that the loop goes on (8 MB take 0.2 s)."""
 PATH_SHOWN, PART_MAX = 200, 1024
 """Characters of a path that are logged, and that one part of it may have: no name here is longer."""
+FAILURES_MAX = 60
+"""Wrong tokens a minute and address, of calls and log-ins together; beyond they get 429. A right one always enters."""
 RETRY_AFTER = 2
 """Seconds after which a client may try again while the database is away."""
 INT32_MAX = 2**31 - 1
@@ -130,6 +133,7 @@ class Context:
     version: str
     public: PublicUrl
     proxies: Collection[Network]
+    failures: Budget = field(default_factory=partial(Budget, FAILURES_MAX))
 
 
 # ---- errors → HTTP
@@ -170,6 +174,17 @@ class Forbidden(errors.NotifierError):
     """The token does not allow this."""
 
 
+class TooMany(errors.NotifierError):
+    """Too many wrong tokens came from this address; ``seconds`` until another may be tried."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(
+            f"More than {FAILURES_MAX} wrong tokens a minute came from your address. Wait {seconds} s; a right one"
+            " enters at once."
+        )
+        self.seconds = seconds
+
+
 # The first class that fits: those below stand before those above them in the tree.
 STATUS_OF: dict[type[BaseException], tuple[int, str, str]] = {
     schemas.Unparsable: (400, "unparsable", "The body cannot be parsed"),
@@ -185,6 +200,7 @@ STATUS_OF: dict[type[BaseException], tuple[int, str, str]] = {
     TooLarge: (413, "too-large", "The body is too large"),
     Encoded: (415, "encoded", "The body is encoded"),
     errors.Invalid: (422, "invalid", "The input is not acceptable"),
+    TooMany: (429, "too-many-failures", "Too many wrong tokens"),
     errors.Unavailable: (503, "unavailable", "The database is away"),
 }
 
@@ -342,6 +358,26 @@ def path_value(name: str, text: str) -> Any:
     return int(text)
 
 
+SAFE_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",  # pages list what they need
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def safe_headers(public: PublicUrl) -> dict[str, str]:
+    """Return what every answer tells a browser not to do."""
+    if not public.is_https:
+        return SAFE_HEADERS
+    # Others may share the host of a prefix: they decide about its subdomains.
+    subdomains = "" if public.prefix else "; includeSubDomains"
+    return {**SAFE_HEADERS, "Strict-Transport-Security": f"max-age=31536000{subdomains}"}
+
+
 class Base(tornado.web.RequestHandler):
     """What API and pages share: the context, the request's id, errors as problems, logs and metrics."""
 
@@ -353,6 +389,8 @@ class Base(tornado.web.RequestHandler):
     """Whether it is answered under whatever name it is asked for."""
     MAX_BODY: ClassVar[int] = BODY
     """Bytes; `SMALL_BODY` where no token is asked for."""
+
+    caller: Caller | None = None
 
     def initialize(
         self,
@@ -374,14 +412,8 @@ class Base(tornado.web.RequestHandler):
     def set_default_headers(self) -> None:
         self.clear_header("Server")
         self.clear_header("Content-Type")
-        self.set_header("X-Content-Type-Options", "nosniff")
-        self.set_header("Referrer-Policy", "same-origin")
-        self.set_header("Cache-Control", "no-store")
-        public: PublicUrl = self.settings["context"].public
-        if public.is_https:
-            # Others may share the host of a prefix: they decide about its subdomains.
-            subdomains = "" if public.prefix else "; includeSubDomains"
-            self.set_header("Strict-Transport-Security", f"max-age=31536000{subdomains}")
+        for name, value in safe_headers(self.settings["context"].public).items():
+            self.set_header(name, value)
         if hasattr(self, "request_id"):
             self.set_header("X-Request-ID", self.request_id)
 
@@ -431,9 +463,22 @@ class Base(tornado.web.RequestHandler):
     async def authorize(self) -> None:
         """Raise unless whoever asks may: here everybody."""
 
-    def check_xsrf_cookie(self) -> None:
-        if self.verb in self.access and self.refused is None:  # else there is an error to come
-            super().check_xsrf_cookie()
+    def note(self, event: str, **fields: Any) -> None:
+        """Log what happened to who asks; not all of what strangers cause."""
+        if self.caller is not None or cast("Any", self.application).strangers.allows():
+            log.warning(event, address=self.client.address, request_id=self.request_id, **fields)
+
+    def count_failure(self, event: str) -> None:
+        """Count a wrong token, and log the ``event``. Raises `TooMany` once there were too many from this address."""
+        network = network_of(self.client.address)
+        beyond = self.context.failures.spend(network)
+        if beyond == 0:
+            self.note(event)
+            return
+        seconds = self.context.failures.wait(network)
+        if beyond == 1:
+            log.warning("wrong tokens are refused for a while", network=network, seconds=seconds)  # once a minute
+        raise TooMany(seconds)
 
     def read_query(self, schema: type[Schema], arguments: Mapping[str, list[bytes]] | None = None) -> dict[str, Any]:
         """Return the checked query, or ``arguments`` in its place; raises ``Invalid``."""
@@ -470,7 +515,8 @@ class Base(tornado.web.RequestHandler):
         if problem["status"] == 503:
             log.warning("database away", error=repr(value), request_id=self.request_id)
         elif problem["status"] >= 500:
-            log.error("request failed", path=self.request.path, request_id=self.request_id, exc_info=(typ, value, tb))
+            path = self.request.path[:PATH_SHOWN]
+            log.error("request failed", path=path, request_id=self.request_id, exc_info=(typ, value, tb))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
@@ -491,6 +537,8 @@ class Base(tornado.web.RequestHandler):
             self.set_header("Allow", ", ".join(sorted({*self.access, *(["HEAD"] if "GET" in self.access else [])})))
         elif status == 415:
             self.set_header("Accept-Encoding", "identity")
+        elif isinstance(error, TooMany):
+            self.set_header("Retry-After", str(error.seconds))
         elif status == 503:
             self.set_header("Retry-After", str(RETRY_AFTER))
         self.write(orjson.dumps({**problem, "request_id": self.request_id}))
@@ -520,12 +568,8 @@ class NotFound(Base):
 class Handler(Base):
     """A handler of the JSON API; ``params`` is the checked query, ``body`` the checked body."""
 
-    caller: Caller | None = None
     params: dict[str, Any]
     body: dict[str, Any]
-
-    def check_xsrf_cookie(self) -> None:
-        """A bearer token is no cookie: no other site can make a browser send it."""
 
     async def prepare(self) -> None:
         super().prepare()
@@ -548,8 +592,10 @@ class Handler(Base):
             raise Unauthorized
         self.caller = await self.context.tokens(digest_of(token.strip()))
         if self.caller is None:
+            self.count_failure("token refused")
             raise Unauthorized("The token is not known.")
         if scope not in self.caller.scopes:
+            self.note("scope refused", token=self.caller.name, scope=scope)
             raise Forbidden(f"The token lacks the scope {scope}.")
 
     async def _read_body(self, schema: type[Schema] | None) -> dict[str, Any]:
@@ -621,9 +667,10 @@ class Handler(Base):
 
 def log_request(handler: tornado.web.RequestHandler) -> None:
     """Log an answer; the query is left out, for it may hold a phone, and much of what strangers cause."""
-    status = handler.get_status()
-    quiet = status < 400 and getattr(handler, "pattern", "") in ("/healthz", "/readyz", "/metrics")
-    strange = status < 500 and getattr(handler, "caller", None) is None
+    assert isinstance(handler, Base)
+    status, caller = handler.get_status(), handler.caller
+    quiet = status < 400 and handler.pattern in ("/healthz", "/readyz", "/metrics")
+    strange = status < 500 and caller is None
     if strange and not quiet and not cast("Any", handler.application).strangers.allows():
         return
     write = log.debug if quiet else log.error if status >= 500 else log.info
@@ -633,5 +680,7 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
         path=handler.request.path[:PATH_SHOWN],
         status=status,
         ms=round(handler.request.request_time() * 1000, 1),
-        request_id=getattr(handler, "request_id", None),
+        address=handler.client.address,
+        token=None if caller is None else caller.name,
+        request_id=handler.request_id,
     )

@@ -94,7 +94,7 @@ def _operation(plugin: MarshmallowPlugin, route: _Route, method: str, operation:
     parameters = _query_parameters(plugin, operation.query)
     statuses = set(operation.errors)
     if scope != PUBLIC:
-        statuses |= {401, 403, 422, 503}
+        statuses |= {401, 403, 422, 429, 503}
     if "{" in route.path:
         statuses.add(404)
     if 412 in operation.errors:
@@ -143,7 +143,7 @@ def _problem(status: int) -> dict[str, Any]:
         "description": HTTPStatus(status).phrase,
         "content": {PROBLEM: {"schema": schemas.ProblemOut}},
     }
-    if status == 503:
+    if status in (429, 503):
         answer["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
     return answer
 

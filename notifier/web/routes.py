@@ -131,8 +131,6 @@ def make_application(context: Context, routes: tuple[Route, ...] = ROUTES) -> Ap
         [route.spec() for route in routes],
         default_handler_class=NotFound,
         log_function=log_request,
-        # Forms are checked; calls with a bearer token need not be, see `Handler`.
-        xsrf_cookies=True,
         cookie_secret=context.secret_key,
         context=context,
         exposition=metrics.Exposition(context.db, has_gateway=context.gateway.url is not None),

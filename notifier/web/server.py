@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from email.utils import formatdate
 from functools import partial
@@ -40,7 +40,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, UnsatisfiableReadError
 
 from notifier import telemetry
-from notifier.web.base import LARGEST_BODY, SMALL_BODY, Base, Context, TooLarge, problem_of
+from notifier.web.base import LARGEST_BODY, SMALL_BODY, Base, Context, TooLarge, problem_of, safe_headers
 
 HEAD = 16 * 1024
 """Bytes a request's head may have: twice what nginx lets through by default."""
@@ -218,7 +218,7 @@ class Stream(IOStream):
         self._is_answered = True
         detail, request_id = _reason(status), uuid.uuid4().hex
         self._server.refused(status, detail, self.address, request_id)
-        return super().write(_refusal(status, detail, request_id))
+        return super().write(_refusal(status, detail, request_id, self._server.safe_headers))
 
     # closing
 
@@ -247,7 +247,7 @@ def _reason(status: int) -> str:
     return f"The request is not proper HTTP/1.1: {why}."
 
 
-def _refusal(status: int, detail: str, request_id: str) -> bytes:
+def _refusal(status: int, detail: str, request_id: str, headers: Mapping[str, str]) -> bytes:
     """Return an answer, with its head, for a request that no handler will see."""
     body = orjson.dumps({**problem_of(None, status), "detail": detail, "request_id": request_id})
     lines = (
@@ -256,8 +256,7 @@ def _refusal(status: int, detail: str, request_id: str) -> bytes:
         "Content-Type: application/problem+json",
         f"Content-Length: {len(body)}",
         f"X-Request-ID: {request_id}",
-        "X-Content-Type-Options: nosniff",
-        "Cache-Control: no-store",
+        *(f"{name}: {value}" for name, value in headers.items()),
         "Connection: close",
     )
     return "\r\n".join((*lines, "", "")).encode() + body
@@ -283,6 +282,7 @@ class Server(HTTPServer):
         )
         self.most = most
         self._application = application
+        self.safe_headers = safe_headers(application.settings["context"].public)
         self._loop = cast("Any", IOLoop.current()).asyncio_loop
         self.drained_at: float | None = None
         self._streams: set[Stream] = set()

@@ -12,8 +12,8 @@ from notifier.web.base import Base, operation
 STATIC = install.assets("static")
 # Swagger UI sets styles by script and draws its icons from data: URLs.
 DOCS_CSP = (
-    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
 

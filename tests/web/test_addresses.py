@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from ipaddress import ip_network
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
-from notifier.web.addresses import Client, PublicUrl, client_of, is_loopback, network_of
+from notifier.hosts import is_loopback
+from notifier.web.addresses import Client, PublicUrl, client_of, network_of
 from notifier.web.pages.base import TEMPLATES
 from tests.web.conftest import Api, MakeApi
 
@@ -185,6 +187,31 @@ async def test_with_https_every_answer_says_so(make_api: MakeApi) -> None:
         for path in paths:
             reply = await api.get(path)
             assert reply.headers.get("Strict-Transport-Security") == header, (url, path)
+
+
+async def test_every_answer_tells_a_browser_what_not_to_do(make_api: MakeApi) -> None:
+    """Calls, errors, redirects, files, pages, and what is answered to a head that cannot be read."""
+    api = make_api(public=PublicUrl.of("https://notifier.example"))
+    answers = []
+    for path in ("/clients", "/clients/0", "//", "//nothing", "//static/admin/admin.css", "//openapi.json", "//metrics",
+                 "//docs/", "//admin/login", "//admin/", "//admin/nothing"):  # fmt: skip
+        reply = await api.get(path)
+        answers.append((path, {name.lower(): value for name, value in reply.headers.items()}))
+    host, port = api.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n")
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    writer.close()
+    answers.append((head, {k.lower(): v for k, _, v in (line.partition(": ") for line in head.split("\r\n"))}))
+    for path, headers in answers:
+        assert headers["content-security-policy"].startswith("default-src 'none'; "), path
+        assert "frame-ancestors 'none'" in headers["content-security-policy"], path
+        assert "'unsafe-eval'" not in headers["content-security-policy"], path
+        assert headers["x-content-type-options"] == "nosniff", path
+        assert headers["referrer-policy"] == headers["cross-origin-opener-policy"] == "same-origin", path
+        assert headers["cross-origin-resource-policy"] == "same-origin", path
+        assert "camera=()" in headers["permissions-policy"], path
+        assert headers["strict-transport-security"].startswith("max-age=31536000"), path
 
 
 async def test_without_a_public_address_any_host_will_do(api: Api) -> None:

@@ -113,7 +113,7 @@ async def test_the_docs_run_on_our_own_files(api: Api) -> None:
     api.token = None
     page = await api.get("//docs/")
     assert page.status == 200
-    assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
     files = re.findall(r'(?:src|href)="[.][.](/[^"]+)"', page.body.decode())
     assert {"/admin/", "/openapi.json"} < set(files)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hmac
 import io
 import json
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -15,25 +18,26 @@ from typing import Any, ClassVar
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
-import tornado.web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from notifier import install
 from notifier.errors import Invalid, NotFound, Stale
 from notifier.models import Status
-from notifier.storage import idempotency
-from notifier.storage.database import Connection
+from notifier.storage import idempotency, sessions
+from notifier.storage.database import AWAY, Connection
 from notifier.web import base, schemas
-from notifier.web.base import PUBLIC, Base, Caller, Forbidden, Unauthorized, path_value, problem_of
+from notifier.web.addresses import as_in_origin
+from notifier.web.base import PUBLIC, Base, Caller, Forbidden, Unauthorized, digest_of, path_value, problem_of
 from notifier.web.pages import words
 
 TEMPLATES = install.assets("templates")
 # Pico draws its arrows and ticks from data: URLs.
 CSP = (
-    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-SESSION_DAYS = 0.5
+SESSION, FLASH = "notifier", "notifier-flash"
+"""Names of the cookies; over https they begin with ``__Host-``, so that no other host can plant them."""
 FLASH_DAYS = 5 / 24 / 60
 """Five minutes: who comes back later need not hear of it."""
 HOME = "/admin/"
@@ -257,13 +261,40 @@ class LoggedOut(Unauthorized):
     """Nobody is logged in."""
 
 
+class CrossSite(Forbidden):
+    """A form that another site has sent."""
+
+    def __init__(self, site: str) -> None:
+        super().__init__(
+            f"This form did not come from these pages but from {site[:100]}. If it did, the proxy in front does not"
+            " pass the header Host on: set PUBLIC_URL."
+        )
+
+
+class StaleForm(Forbidden):
+    """A form of another session."""
+
+    def __init__(self) -> None:
+        super().__init__("It was opened too long ago, or somewhere else. Go back, reload the page and try again.")
+
+
+def sealed(session: str, digest: bytes) -> bytes:
+    """Return a token's SHA-256 so that only who has the session's secret can read it, and back again.
+
+    The pad is as long as what it covers, as random as the secret, and used once: who reads the database learns nothing.
+    """
+    pad = hmac.digest(session.encode(), b"token", "sha256")
+    return bytes(a ^ b for a, b in zip(digest, pad, strict=True))
+
+
 class Page(Base):
     """A page. Its route says which scope it takes; the session's token must have it."""
 
     SECTION: ClassVar[str] = ""
     """Which link of the menu leads here."""
 
-    caller: Caller | None = None
+    session: str | None = None
+    """The secret of the session."""
     held: str | None = None
     """Why nothing is sent from this database, in a sentence."""
 
@@ -271,6 +302,14 @@ class Page(Base):
         super().prepare()
         await self.authorize()
         self.held = await self.context.hold.reason()
+        if self.verb != "GET" and self.access[self.verb] != PUBLIC and not self._is_of_this_session():
+            self.note("form refused", reason="of another session")
+            if not {"Sec-Fetch-Site", "Origin"}.intersection(self.request.headers):
+                raise StaleForm
+            # It is from these pages, but older than the log-in: nothing of it is lost, and nothing done unasked.
+            self.set_status(403)
+            self.show("session/again.html", again=self.request.path, kept=self._kept())
+            return
         self.path_kwargs = {name: path_value(name, text) for name, text in self.path_kwargs.items()}
 
     def set_default_headers(self) -> None:
@@ -281,20 +320,81 @@ class Page(Base):
     # the session
 
     async def authorize(self) -> None:
-        """Raise unless somebody is logged in whose token has the scope."""
-        self.caller = await self._session()
+        """Raise unless somebody is logged in whose token has the scope, and for a form that another site has sent."""
+        self._check_site()
+        self.caller = await self._logged_in()
         scope = self.access[self.verb]
         if scope == PUBLIC:
             return
         if self.caller is None:
             raise LoggedOut
         if scope not in self.caller.scopes:
+            self.note("scope refused", token=self.caller.name, scope=scope)
             raise Forbidden(f"Your token lacks the scope {scope}.")
 
-    async def _session(self) -> Caller | None:
-        """Who is logged in: the cookie names a token by its SHA-256, and the token must still be good."""
-        digest = self.get_signed_cookie("session", max_age_days=SESSION_DAYS)
-        return None if digest is None else await self.context.tokens(bytes.fromhex(digest.decode()))
+    def _check_site(self) -> None:
+        """Raise for a form that a browser has sent from elsewhere.
+
+        All of today say whence: ``Sec-Fetch-Site`` over https and on the machine itself, else ``Origin``. What says
+        neither is no browser, or a very old one; then the form's token decides.
+        """
+        if self.verb == "GET":
+            return
+        headers, public = self.request.headers, self.context.public
+        site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
+        if site is not None:
+            ours = site in ("same-origin", "none")
+        elif origin is not None and public.scheme:
+            ours = origin == public.origin
+        elif origin is not None:
+            ours = origin.partition("://")[2] == as_in_origin(self.request.host, self.client.scheme)
+        else:
+            return
+        if not ours:
+            self.note("form refused", reason="from another site", origin=(origin or "")[:100])
+            raise CrossSite(origin or "elsewhere")
+
+    async def _logged_in(self) -> Caller | None:
+        """Who is logged in; the token that the session was begun with must still be good."""
+        secret = self.get_cookie(SESSION)
+        if secret is None or not re.fullmatch(r"[\w-]{43}", secret, re.ASCII):
+            return None
+        hash = digest_of(secret)
+        found = await sessions.find(self.context.db, hash)
+        if found is None:
+            return None
+        caller = await self.context.tokens(sealed(secret, found.token))
+        if caller is None:
+            await sessions.end(self.context.db, hash)
+            return None
+        self.session = secret
+        if found.due and not self.is_live:  # a page that is only open polls: nobody need be there
+            with suppress(*AWAY):  # where nothing can be written pages can be looked at all the same
+                await sessions.touch(self.context.db, hash)
+        return caller
+
+    async def begin_session(self, caller: Caller) -> None:
+        """Log in; the session of before, if there was one, ends."""
+        if self.session is not None:
+            await sessions.end(self.context.db, digest_of(self.session))
+        secret = secrets.token_urlsafe(32)
+        await sessions.begin(self.context.db, digest_of(secret), sealed(secret, caller.digest))
+        self.set_cookie(SESSION, secret, expires_days=sessions.HOURS / 24)
+        self.session, self.caller = secret, caller
+
+    async def end_session(self) -> None:
+        """Log out."""
+        if self.session is not None:
+            await sessions.end(self.context.db, digest_of(self.session))
+        self.clear_cookie(SESSION)
+
+    @property
+    def form_token(self) -> str:
+        """What a form of this session carries; empty without one."""
+        return "" if self.session is None else hmac.digest(self.session.encode(), b"form", "sha256").hex()
+
+    def _is_of_this_session(self) -> bool:
+        return hmac.compare_digest(self.get_body_argument("_xsrf", "").encode(), self.form_token.encode())
 
     def _to_login(self) -> None:
         if self.is_live:
@@ -318,10 +418,22 @@ class Page(Base):
 
     def set_cookie(self, name: str, value: str | bytes, *args: Any, **kwargs: Any) -> None:
         """Set a cookie; all of ours are for these pages only, and no script's business."""
+        secure = self._is_secure
+        path = "/" if secure else f"{self.context.public.prefix}/"  # __Host- asks for the former
+        mine = {"path": path, "httponly": True, "samesite": "Lax", "secure": secure}
+        super().set_cookie(self._cookie(name), value, *args, **{**kwargs, **mine})
+
+    def get_cookie(self, name: str, default: Any = None) -> Any:
+        """Return what `set_cookie` has set."""
+        return super().get_cookie(self._cookie(name), default)
+
+    @property
+    def _is_secure(self) -> bool:
         public = self.context.public
-        secure = public.is_https or (not public.scheme and self.client.scheme == "https")
-        mine = {"path": f"{public.prefix}/", "httponly": True, "samesite": "Lax", "secure": secure}
-        super().set_cookie(name, value, *args, **{**kwargs, **mine})
+        return public.is_https or (not public.scheme and self.client.scheme == "https")
+
+    def _cookie(self, name: str) -> str:
+        return f"__Host-{name}" if self._is_secure else name
 
     def may(self, scope: str) -> bool:
         """Whether whoever is logged in may do what takes ``scope``."""
@@ -342,9 +454,9 @@ class Page(Base):
     def show(self, template: str, **values: Any) -> None:
         """Answer with a template."""
         flash = None
-        if not self.is_live and (stored := self.get_signed_cookie("flash", max_age_days=FLASH_DAYS)):
+        if not self.is_live and (stored := self.get_signed_cookie(FLASH, max_age_days=FLASH_DAYS)):
             flash = json.loads(stored)
-            self.clear_cookie("flash")
+            self.clear_cookie(FLASH)
         page = ENVIRONMENT.get_template(template)
         self.finish(
             page.render(
@@ -358,7 +470,7 @@ class Page(Base):
                 root=self.context.public.prefix,
                 section=self.SECTION,
                 version=self.context.version,
-                xsrf=self.xsrf_token.decode(),
+                xsrf=self.form_token,
                 zone=self.context.default_timezone,
                 **values,
             )
@@ -372,7 +484,7 @@ class Page(Base):
 
     def go(self, path: str, message: str, *, wrong: bool = False) -> None:
         """Go to another page, which shows ``message``."""
-        self.set_signed_cookie("flash", json.dumps([message[:500], wrong]), expires_days=FLASH_DAYS)
+        self.set_signed_cookie(FLASH, json.dumps([message[:500], wrong]), expires_days=FLASH_DAYS)
         self.redirect(path, status=303)
 
     def typed(self, *names: str) -> dict[str, str]:
@@ -413,9 +525,8 @@ class Page(Base):
         if self.is_live and problem["status"] in (401, 403, 404):
             self._reload()
             return
-        if isinstance(error, tornado.web.HTTPError) and "xsrf" in (error.log_message or "").lower():
+        if isinstance(error, StaleForm | CrossSite):
             problem["title"] = "This form is not valid any more"
-            problem["detail"] = "It was opened too long ago, or somewhere else. Go back, reload the page and try again."
         self.set_status(problem["status"])
         if problem["status"] == 503:
             problem["detail"] = "Nothing is lost, and what is under way is kept. Load the page again in a moment."

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from typing import ClassVar
+from urllib.parse import unquote
 
-from notifier.web.base import digest_of
-from notifier.web.pages.base import HOME, SESSION_DAYS, Form, Page
+import structlog
 
-DELAY = 1.0
-"""Seconds that a wrong token costs: with `GUESSES` at once, five guesses a second from one address."""
+from notifier.web.base import TooMany, digest_of
+from notifier.web.pages.base import HOME, Form, Page
+
 KEPT = "kept-"
 """Before the name of a field that is carried along to be sent again."""
-GUESSES = 5
+NEXT_MAX = 2000
+"""Characters of the address that a log-in leads to."""
+
+log = structlog.get_logger("notifier.web")
 
 
 class Login(Page):
     SECTION = "login"
-    guessing: ClassVar[Counter[str | None]] = Counter()
-    """Log-ins being answered, by address."""
 
     async def get(self) -> None:
         if self.caller is not None:
@@ -28,33 +27,27 @@ class Login(Page):
         self._show(Form({"token": ""}))
 
     async def post(self) -> None:
-        # Before the token is looked at: else a right one could be told from the wrong ones without waiting.
-        address = self.request.remote_ip
-        if self.guessing[address] >= GUESSES:
-            self.set_status(429)
-            self.set_header("Retry-After", "1")
-            self._refuse("Too many wrong tokens at once. Wait a moment, then try again.")
-            return
-        self.guessing[address] += 1
-        try:
-            digest = digest_of(self.get_body_argument("token", ""))
-            caller = await self.context.tokens(digest)
-            if caller is None:
-                await asyncio.sleep(DELAY)
-        finally:
-            self.guessing[address] -= 1
-            if not self.guessing[address]:
-                del self.guessing[address]
+        caller = await self.context.tokens(digest_of(self.get_body_argument("token", "")))
         if caller is None:
-            self.set_status(403)
-            self._refuse("This token is not known. Check that all of it was pasted.")
+            self._refuse_token()
             return
-        self.set_signed_cookie("session", digest.hex(), expires_days=SESSION_DAYS)
+        await self.begin_session(caller)
+        log.info("login", address=self.client.address, token=caller.name, request_id=self.request_id)
         if again := self._again:
-            self.caller = caller
             self.show("session/again.html", again=again, kept=self._kept_before())
             return
         self.redirect(self._next, status=303)
+
+    def _refuse_token(self) -> None:
+        try:
+            self.count_failure("login refused")
+        except TooMany as error:
+            self.set_status(429)
+            self.set_header("Retry-After", str(error.seconds))
+            self._refuse(str(error))
+            return
+        self.set_status(403)
+        self._refuse("This token is not known. Check that all of it was pasted.")
 
     @property
     def _next(self) -> str:
@@ -80,10 +73,17 @@ class Login(Page):
 
 def _ours(path: str) -> str:
     """The path where it is one of these pages, else nothing."""
-    return path if path.startswith(HOME) and path.isprintable() and "\\" not in path else ""
+    if not path.startswith(HOME) or len(path) > NEXT_MAX or not path.isprintable() or "\\" in path:
+        return ""
+    steps = unquote(path.partition("?")[0]).split("/")
+    return "" if {".", ".."}.intersection(steps) else path
 
 
 class Logout(Page):
     async def post(self) -> None:
-        self.clear_cookie("session")
+        caller = self.caller
+        await self.end_session()
+        if caller is not None:
+            log.info("logout", address=self.client.address, token=caller.name, request_id=self.request_id)
+        self.set_header("Clear-Site-Data", '"cache"')
         self.go("/admin/login", "You are logged out.")
