@@ -11,7 +11,7 @@ import orjson
 import tornado.web
 from tornado.routing import URLSpec
 
-from notifier.web import clients, gateways, mailings, messages, metrics, openapi, pages, statistics, system
+from notifier.web import clients, files, gateways, mailings, messages, metrics, openapi, pages, statistics, system
 from notifier.web.base import PUBLIC, SCOPES, Base, Context, NotFound, log_request
 from notifier.web.server import Application
 
@@ -121,12 +121,13 @@ ROUTES: tuple[Route, ...] = (
     Route("/healthz", system.Health, PUBLIC_GET),
     Route("/readyz", system.Ready, PUBLIC_GET),
     Route("/metrics", system.Metrics, PUBLIC_GET),
-    Route("/static/{path}", system.Static, PUBLIC_GET, {"path": str(system.STATIC)}),
+    Route("/static/{path}", system.Static, PUBLIC_GET),
 )
 
 
 def make_application(context: Context, routes: tuple[Route, ...] = ROUTES) -> Application:
-    """Return the application, for a `Server`."""
+    """Return the application, for a `Server`; our own files are read now."""
+    files.docs()
     return Application(
         [route.spec() for route in routes],
         default_handler_class=NotFound,

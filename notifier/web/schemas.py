@@ -21,7 +21,7 @@ from typing import Any, cast
 from zoneinfo import available_timezones
 
 import orjson
-from marshmallow import RAISE, Schema, ValidationError, fields, post_dump, post_load, validate, validates_schema
+from marshmallow import RAISE, Schema, ValidationError, fields, post_dump, post_load, validates_schema
 
 from notifier import phones
 from notifier.errors import Invalid, NotifierError, Problem
@@ -42,6 +42,10 @@ from notifier.storage.statistics import Step
 
 ERRORS_MAX = 100
 """Errors told of at once; a body of a megabyte could earn a hundred thousand."""
+PARTS_MAX = 500_000
+"""Commas and opening brackets of a body: so many values take 50 MB and a tenth of a second."""
+VALUES_MAX = 10_000
+"""Values that are looked at one by one: more than the longest lists and 16 KB of attributes can have."""
 DEPTH_MAX = 32
 """Lists and objects inside each other; orjson writes 254, PostgreSQL takes thousands."""
 YEARS = (1970, 2200)
@@ -51,6 +55,10 @@ ATTRIBUTES_MAX = 16 * 1024
 """Bytes of JSON."""
 BATCH_MAX = 1000
 PAGE_DEFAULT, PAGE_MAX = 50, 200
+
+
+class TooMuch(NotifierError):
+    """The body has more values than we look at."""
 
 
 class Unparsable(NotifierError):
@@ -66,10 +74,11 @@ def parse(body: bytes) -> Any:
     The standard library's parser: unlike orjson it keeps long integers and lone surrogates as they are, so that the
     fault can be pointed at.
     """
+    body = body.removeprefix(codecs.BOM_UTF8)  # as RFC 8259, 8.1 allows: .NET and 1C write one
     if not body.strip():
         raise Unparsable("The body is empty: send a JSON object.")
-    if body.startswith(codecs.BOM_UTF8):
-        raise Unparsable("The body is not JSON: it begins with a byte order mark.")
+    if body.count(b",") + body.count(b"{") + body.count(b"[") > PARTS_MAX:
+        raise TooMuch(f"The body has over {PARTS_MAX} commas and brackets: send it in smaller parts.")
     try:
         return json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
@@ -99,15 +108,15 @@ def made(schema: type[Schema]) -> Schema:
     return schema()
 
 
-def load(schema: type[Schema], value: Any) -> dict[str, Any]:
-    """Return the checked value. Raises ``Invalid`` with a JSON pointer for each fault."""
-    problems = [] if getattr(schema, "PIECEMEAL", False) else list(islice(unstorable(value), ERRORS_MAX))
+def load(schema: type[Schema], value: Any, *, told: int = ERRORS_MAX) -> dict[str, Any]:
+    """Return the checked value. Raises ``Invalid`` with a JSON pointer for each fault, ``told`` of them at most."""
+    problems = [] if getattr(schema, "PIECEMEAL", False) else list(islice(unstorable(value), told))
     if not problems:
         try:
             return cast("dict[str, Any]", made(schema).load(value))
         except ValidationError as error:
-            problems = [Problem(pointer, detail) for pointer, detail in flatten(error.messages)]
-    raise Invalid(problems[:ERRORS_MAX])
+            problems = [Problem(pointer, detail) for pointer, detail in islice(flatten(error.messages), told)]
+    raise Invalid(problems)
 
 
 def load_query(schema: type[Schema], arguments: Mapping[str, list[bytes]], path: str) -> dict[str, Any]:
@@ -139,8 +148,12 @@ def load_query(schema: type[Schema], arguments: Mapping[str, list[bytes]], path:
 
 
 def unstorable(value: Any) -> Iterator[Problem]:
-    """Find what no field may hold: NUL, lone surrogates, numbers beyond 64 bits, nesting over `DEPTH_MAX`."""
+    """Find what no field may hold: NUL, lone surrogates, numbers beyond 64 bits, nesting over `DEPTH_MAX`.
+
+    Looks at `VALUES_MAX` values; a list or object with which there would be more is a fault itself.
+    """
     stack: list[tuple[Any, str, int]] = [(value, "", 0)]
+    left = VALUES_MAX
     while stack:
         each, pointer, depth = stack.pop()
         if isinstance(each, str):
@@ -156,6 +169,10 @@ def unstorable(value: Any) -> Iterator[Problem]:
             if depth == DEPTH_MAX:
                 yield Problem(pointer, f"must not be nested more than {DEPTH_MAX} deep")
                 continue
+            left -= len(each)
+            if left < 0:
+                yield Problem(pointer, f"must not bring the body to more than {VALUES_MAX} values")
+                return
             pairs = each.items() if isinstance(each, dict) else enumerate(each)
             for key, inner in pairs:
                 if isinstance(key, str) and (fault := _fault_of(key)):
@@ -419,8 +436,8 @@ class OperatorCode(Text):
         return code
 
 
-class Several(fields.List[Any]):
-    """A list of ``fewest`` to ``most`` members; those that repeat an earlier one are dropped."""
+class Counted(fields.List[Any]):
+    """A list of ``fewest`` to ``most`` members, which are counted before they are looked at."""
 
     default_error_messages = {  # noqa: RUF012
         **COMMON,
@@ -436,6 +453,13 @@ class Several(fields.List[Any]):
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[Any]:
         if isinstance(value, list) and not self.fewest <= len(value) <= self.most:
             raise self.make_error("length", fewest=self.fewest, most=self.most, length=len(value))
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class Several(Counted):
+    """A list of which those members are dropped that repeat an earlier one."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[Any]:
         return list(dict.fromkeys(super()._deserialize(value, attr, data, **kwargs)))
 
 
@@ -652,11 +676,10 @@ class ClientBatchIn(Strict):
     PIECEMEAL = True
     """Faults in one item must not be the whole body's."""
 
-    items = fields.List(
+    items = Counted(
         _Unchecked(metadata={"allOf": [{"$ref": "#/components/schemas/ClientIn"}]}),
+        most=BATCH_MAX,
         required=True,
-        validate=validate.Length(max=BATCH_MAX, error=f"must have at most {BATCH_MAX} members"),
-        error_messages={**COMMON, "invalid": "must be a list"},
     )
 
 

@@ -40,7 +40,16 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, UnsatisfiableReadError
 
 from notifier import telemetry
-from notifier.web.base import LARGEST_BODY, SMALL_BODY, Base, Context, TooLarge, problem_of, safe_headers
+from notifier.web.base import (
+    LARGEST_BODY,
+    SMALL_BODY,
+    Base,
+    Context,
+    LargeBodies,
+    TooLarge,
+    problem_of,
+    safe_headers,
+)
 
 HEAD = 16 * 1024
 """Bytes a request's head may have: twice what nginx lets through by default."""
@@ -505,6 +514,7 @@ class Application(tornado.web.Application):
         super().__init__(*args, **kwargs)
         self.strangers = telemetry.Sparingly()
         """For what is logged of those whom no token names."""
+        self.large_bodies = LargeBodies()
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Return what answers; within, no path has the public prefix."""

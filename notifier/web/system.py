@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import tornado.web
 
-from notifier import install, telemetry
+from notifier import telemetry
+from notifier.web import files
 from notifier.web.base import Base, operation
 
-STATIC = install.assets("static")
 # Swagger UI sets styles by script and draws its icons from data: URLs.
 DOCS_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -65,7 +66,7 @@ class Docs(Base):
     async def get(self) -> None:
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Content-Security-Policy", DOCS_CSP)
-        self.write((STATIC / "docs" / "index.html").read_bytes())
+        self.write(files.docs())
 
 
 class Redirect(Base):
@@ -79,18 +80,30 @@ class Redirect(Base):
         self.redirect(self.to)
 
 
-class Static(Base, tornado.web.StaticFileHandler):
-    """Files of ours."""
+class Static(Base):
+    """Files of ours; one that is asked for with its version may be kept for ever."""
 
-    def initialize(self, path: str = "", **kwargs: Any) -> None:  # type: ignore[override]
-        Base.initialize(self, **kwargs)
-        tornado.web.StaticFileHandler.initialize(self, path)
+    async def get(self, path: str) -> None:
+        file = files.files().get(path)
+        if file is None:
+            raise tornado.web.HTTPError(404)
+        packed = file.packed if _takes_gzip(self.request.headers.get("Accept-Encoding", "")) else None
+        kept = self.get_query_argument("v", "") == file.version
+        self.set_header("Cache-Control", f"public, max-age={files.YEAR}, immutable" if kept else "no-cache")
+        self.set_header("ETag", f'"{file.version}{"-gzip" if packed is not None else ""}"')
+        self.set_header("Vary", "Accept-Encoding")
+        if file.version in re.findall(r'"([0-9a-f]+)(?:-gzip)?"', self.request.headers.get("If-None-Match", "")):
+            self.set_status(304)
+            return
+        self.set_header("Content-Type", file.type)
+        if packed is not None:
+            self.set_header("Content-Encoding", "gzip")
+        self.write(file.body if packed is None else packed)
 
-    def set_extra_headers(self, path: str) -> None:
-        self.set_header("Cache-Control", "no-cache")  # asked for anew each time, answered 304
 
-    def compute_etag(self) -> str | None:
-        return tornado.web.StaticFileHandler.compute_etag(self)
-
-    def check_etag_header(self) -> bool:
-        return tornado.web.RequestHandler.check_etag_header(self)
+def _takes_gzip(accepted: str) -> bool:
+    for each in accepted.lower().split(","):
+        name, _, rest = each.partition(";")
+        if name.strip() in ("gzip", "x-gzip", "*"):
+            return not re.fullmatch(r"\s*q\s*=\s*0(\.0*)?\s*", rest)
+    return False

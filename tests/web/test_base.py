@@ -24,7 +24,7 @@ from notifier import errors
 from notifier.errors import Problem
 from notifier.storage import clients, idempotency
 from notifier.storage.database import Pool, create_pool
-from notifier.web import schemas
+from notifier.web import base, schemas
 from notifier.web.base import (
     LARGEST_BODY,
     PUBLIC,
@@ -267,7 +267,6 @@ UNPARSABLE = {
     "half": b'{"phone": ',
     "not UTF-8": b'{"phone": "\xff"}',
     "UTF-16": '{"phone": "1"}'.encode("utf-16"),
-    "a BOM": b"\xef\xbb\xbf{}",
     "NaN": b'{"attributes": {"a": NaN}}',
     "Infinity": b'{"attributes": {"a": -Infinity}}',
     "twice": b'{"phone": "79161234567", "phone": "79161234568"}',
@@ -325,7 +324,7 @@ async def test_the_content_type_does_not_matter(echo: Api) -> None:
 
 
 async def test_at_most_a_hundred_faults_are_told(echo: Api) -> None:
-    reply = await echo.post("/echo", data=b'{"tags": [' + b'"\\u0000",' * 100_000 + b"1]}")
+    reply = await echo.post("/echo", data=b'{"tags": [' + b'"\\u0000",' * 9_000 + b"1]}")
     assert len(reply.pointers()) == 100
 
 
@@ -648,3 +647,60 @@ async def test_without_a_database_the_api_says_when_to_come_again(make_api: Make
         assert (reply.status, reply.headers["Retry-After"]) == (503, "2")
     assert (await api.get("//healthz")).status == 200
     pool.terminate()
+
+
+# ---- bodies that cost more than their bytes
+
+
+async def test_a_byte_order_mark_is_no_fault(api: Api) -> None:
+    reply = await api.post("/clients", data=b'\xef\xbb\xbf{"phone": "79161234567"}')
+    assert (reply.status, reply.json["phone"]) == (201, "79161234567")
+    assert (await api.post("/clients", data=b"\xef\xbb\xbf")).status == 400
+
+
+@pytest.mark.parametrize("part", [b"{},", b"1,", b"[],"])
+async def test_a_body_of_too_many_values_is_not_parsed(api: Api, part: bytes) -> None:
+    reply = await api.post("/clients/batch", data=b'{"items": [' + part * 600_000 + b"1]}")
+    assert (reply.status, reply.json["type"]) == (413, "urn:notifier:too-large")
+    assert "500000 commas and brackets" in reply.json["detail"]
+
+
+async def test_members_are_counted_before_they_are_looked_at(api: Api) -> None:
+    for items in (b"{}," * 100_000, b"1," * 1_000):
+        reply = await api.post("/clients/batch", data=b'{"items": [' + items + b"1]}")
+        assert reply.pointers() == ["/items"]
+
+
+async def test_an_item_of_too_many_values_is_refused_by_itself(api: Api) -> None:
+    items = [{"phone": "79161234567", "attributes": {"a": [1] * 10_001}}, {"phone": "79161234568"}]
+    reply = await api.post("/clients/batch", {"items": items})
+    first, second = reply.json["items"]
+    assert (first["status"], second["status"]) == ("invalid", "created")
+    assert [each["pointer"] for each in first["problem"]["errors"]] == ["/attributes/a"]
+    assert "10000 values" in first["problem"]["detail"]
+
+
+async def test_ten_faults_are_told_of_an_item(api: Api) -> None:
+    items = [{"phone": "79161234567", **{f"key{n}": n for n in range(100)}}] * 2
+    reply = await api.post("/clients/batch", {"items": items})
+    assert [len(each["problem"]["errors"]) for each in reply.json["items"]] == [10, 10]
+
+
+async def test_large_bodies_take_turns_and_nobody_waits_for_ever(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [{"phone": str(79161230000 + n), "attributes": {"a": "b" * 1000}} for n in range(100)]
+    large = json.dumps({"items": items}).encode()
+    assert len(large) > base.LARGE
+    bodies = api.application.large_bodies
+    async with bodies.turn(1):
+        waiting = asyncio.ensure_future(api.post("/clients/batch", data=large))
+        small = await api.post("/clients", {"phone": "79031234567"})
+        assert (small.status, waiting.done()) == (201, False)
+    assert (await waiting).status == 200
+    monkeypatch.setattr(base, "TURN_WAIT", 0.1)
+    async with bodies.turn(1):
+        reply = await api.post("/clients/batch", data=large)
+        assert (reply.status, reply.json["type"], reply.headers["Retry-After"]) == (503, "urn:notifier:busy", "2")
+    monkeypatch.setattr(base, "TURN_WAIT", 60.0)
+    async with bodies.turn(base.TURN_BYTES - 1000):
+        assert (await api.post("/clients/batch", data=large)).status == 503
+    assert (await api.post("/clients/batch", data=large)).status == 200

@@ -490,7 +490,8 @@ async def test_an_edit_of_an_older_version_shows_the_newer_values(browser: Brows
 
     saved = await browser.post(f"{path}/edit", refused.form(f"{path}/edit"))
     assert "mine" in (await browser.get(saved.location)).text
-    assert (await browser.post(f"{path}/edit", form | {"version": "x"})).status == 412
+    for version in ("x", "", "1" * 5_000, "²"):
+        assert (await browser.post(f"{path}/edit", form | {"version": version})).status == 412
 
 
 async def test_an_edit_sends_only_what_was_touched(make_api: MakeApi, db: Pool) -> None:

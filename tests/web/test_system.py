@@ -11,7 +11,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from notifier import __version__
 from notifier.storage.database import Pool, create_pool
-from notifier.web import system
 from notifier.web.base import GatewayDefaults
 from tests.storage.scenes import running
 from tests.web.conftest import Api, MakeApi
@@ -125,25 +124,7 @@ async def test_the_docs_run_on_our_own_files(api: Api) -> None:
     assert "<script>" not in page.body.decode()
 
 
-async def test_files_are_asked_for_again_but_not_sent_again(api: Api) -> None:
-    first = await api.get("//static/docs/docs.js")
-    assert "javascript" in first.headers["Content-Type"]
-    again = await api.get("//static/docs/docs.js", headers={"If-None-Match": first.headers["ETag"]})
-    assert (again.status, again.body) == (304, b"")
-
-
-async def test_no_file_but_those_below_static(api: Api) -> None:
-    for path in ("../server.py", "%2e%2e/server.py", "..%2f..%2fetc/passwd", "", "docs", "none.js", "docs/docs.js%00"):
-        reply = await api.get(f"//static/{path}")
-        assert reply.status in (400, 403, 404), path
-        assert reply.headers["Content-Type"] == "application/problem+json"
-
-
 async def test_where_the_short_addresses_lead(api: Api) -> None:
     for path, target in (("/", "/admin/"), ("/docs", "/docs/")):
         reply = await api.get(f"/{path}")
         assert (reply.status, reply.headers["Location"]) == (302, target)
-
-
-def test_the_static_folder_is_there() -> None:
-    assert (system.STATIC / "vendor" / "swagger-ui" / "swagger-ui-bundle.js").is_file()

@@ -25,7 +25,7 @@ from notifier.errors import Invalid, NotFound, Stale
 from notifier.models import Status
 from notifier.storage import idempotency, sessions
 from notifier.storage.database import AWAY, Connection
-from notifier.web import base, schemas
+from notifier.web import base, files, schemas
 from notifier.web.addresses import as_in_origin
 from notifier.web.base import PUBLIC, Base, Caller, Forbidden, Unauthorized, digest_of, path_value, problem_of
 from notifier.web.pages import words
@@ -54,6 +54,7 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True,
     auto_reload=False,
 )
+ENVIRONMENT.globals["file"] = files.address
 ENVIRONMENT.filters |= {
     "number": words.number,
     "phone": words.phone,
@@ -497,7 +498,7 @@ class Page(Base):
     def version(self) -> int:
         """Return the version the form was made of. Raises `Stale` for what is none."""
         text = self.get_body_argument("version", "")
-        if not text.isdecimal() or int(text) > base.INT32_MAX:
+        if not re.fullmatch("[0-9]{1,10}", text) or int(text) > base.INT32_MAX:
             raise Stale
         return int(text)
 
