@@ -10,10 +10,10 @@ MINUTES ?= 10
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test lint format bench chaos lock clean always
+.PHONY: help demo install test lint format bench chaos lock advisories clean always
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.with-embedded ## from nothing to a finished mailing; ARGS="--clients 50000 --exit"
 	@$(BIN)/python server.py demo $(ARGS)
@@ -40,8 +40,11 @@ bench: $(VENV)/.with-$(if $(filter peers,$(ONLY)),peers,embedded) ## the benchma
 chaos: $(VENV)/.with-test ## every fault, then a storm of them; MINUTES=10, SEED=n replays one, ONLY=3,5 or ONLY=storm
 	@$(BIN)/python -m chaos --minutes '$(MINUTES)' --only '$(ONLY)' $(if $(SEED),--seed '$(SEED)')
 
-lock: $(VENV)/.with-lock ## write requirements/*.txt anew after a change of setup.cfg; UPGRADE=1 takes the newest of everything
+lock: $(VENV)/.with-pins ## write requirements/*.txt anew after a change of setup.cfg; UPGRADE=1 takes the newest of everything
 	$(BIN)/python requirements/lock.py $(if $(UPGRADE),--upgrade)
+
+advisories: $(VENV)/.with-pins ## ask whether anything pinned has a known vulnerability (needs the Internet)
+	$(BIN)/pip-audit --disable-pip --require-hashes $(patsubst %,-r %,$(wildcard requirements/*.txt))
 
 clean: ## remove what was installed and built; .data stays
 	rm -rf $(VENV) build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache
@@ -51,7 +54,7 @@ $(VENV)/.with-server: LAYERS = server build
 $(VENV)/.with-embedded: LAYERS = server build embedded
 $(VENV)/.with-test: LAYERS = server build embedded test
 $(VENV)/.with-peers: LAYERS = server build embedded peers
-$(VENV)/.with-lock: LAYERS = server build lock
+$(VENV)/.with-pins: LAYERS = server build pins
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 $(VENV)/.with-%: setup.cfg setup.py pyproject.toml $(wildcard requirements/*.txt) $(if $(PREFIX),always)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

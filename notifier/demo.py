@@ -67,6 +67,9 @@ AUDIENCE = ("MTS", "MegaFon")
 """The mailing is for their clients: about two thirds of all."""
 TEXT = "Привет! Ваш заказ готов и ждёт вас до воскресенья."
 
+PACE = f"""\
+The simulated gateway takes {LATENCY} to {LATENCY + JITTER} ms for each message, as real ones do: that sets the pace.
+How much one process can send: docs/performance.md."""
 BALANCED = """\
 Checked: nothing is left waiting, the statistics equal the counted messages,
 and every sent id stands in the gateway's ledger exactly once."""
@@ -152,6 +155,7 @@ async def _demo(
             await _watch(console, api, mailing["id"])
             statistics = await _call(api, "GET", f"mailings/{mailing['id']}/statistics")
         console.print(_table(statistics))
+        click.echo(PACE)
         found = await wrong(service.db, mailing["id"], statistics, read_ledger(ledger))
         # Not through rich, which would break the lines.
         for line in found:

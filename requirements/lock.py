@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-LAYERS = ("server", "build", "embedded", "test", "peers", "lock")
+LAYERS = ("server", "build", "embedded", "test", "peers", "pins")
 """The first is what setup.cfg requires always; each other is an extra of that name."""
 UV = Path(sys.executable).with_name("uv")
 OPTIONS = ("--quiet", "--universal", "--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate")

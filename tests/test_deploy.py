@@ -17,6 +17,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from email.message import Message
 from pathlib import Path
 from typing import NamedTuple
@@ -24,13 +25,17 @@ from urllib.parse import urlencode
 
 import pytest
 import trustme
+import yaml
 
-from chaos.stage import free_port, has, until
+from chaos.stage import Postgres, free_port, has, until
 from notifier.settings import Settings
-from tests.test_cli import TOKEN, started
+from tests.test_cli import TOKEN, run, started
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 HOST, SITE = "notifier.example.com", "www.example.com"
+COMPOSE = DEPLOY.parent / "docker-compose.yml"
+STOP = replace(Settings.load({}), drain_delay=3.0)
+"""The defaults, where there is no terminal."""
 JSON = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
 NO_HEADERS: Mapping[str, str] = {}
 LOGINS = 25
@@ -278,12 +283,51 @@ def test_the_unit_is_right_and_shut(tmp_path: Path) -> None:
 
 
 def test_whatever_supervises_waits_longer_than_a_stop_takes() -> None:
-    settings = Settings.load({})
-    compose = (DEPLOY.parent / "docker-compose.yml").read_text()
     (unit,) = re.findall(r"^TimeoutStopSec=(\d+)$", (DEPLOY / "notifier.service").read_text(), re.M)
-    (docker,) = re.findall(r"stop_grace_period: .*?(\d+)s", compose)
-    # DRAIN_DELAY is 3 s where no terminal is.
-    assert min(float(unit), float(docker)) > settings.shutdown_grace + 3
+    assert float(unit) > STOP.shutdown_grace + STOP.drain_delay
+    # Compose adds up what is set, or what is the default.
+    (wait,) = re.findall(r"stop_grace_period: \"(.*)\"", COMPOSE.read_text())
+    assert wait == f"${{SHUTDOWN_GRACE:-{STOP.shutdown_grace:g}}}s${{DRAIN_DELAY:-{STOP.drain_delay:g}}}s10s"
+
+
+def test_compose_shuts_what_need_not_be_open() -> None:
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    for name in ("notifier", "gateway"):
+        service = services[name]
+        assert service["read_only"] is True, name
+        assert service["tmpfs"] == ["/tmp"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["ulimits"]["nofile"] >= 65536, name
+    assert services["notifier"]["ports"] == ["127.0.0.1:${PORTS:-8080-8081}:8080"]
+
+
+def test_compose_has_a_postgresql_that_github_tests_with() -> None:
+    workflow = yaml.safe_load((DEPLOY.parent / ".github/workflows/ci.yml").read_text())
+    versions = workflow["jobs"]["postgresql"]["strategy"]["matrix"]["postgresql"]
+    image = yaml.safe_load(COMPOSE.read_text())["services"]["postgres"]["image"]
+    assert image in [f"postgres:{version}" for version in versions]
+
+
+def test_nothing_of_github_is_taken_by_a_name_that_can_move() -> None:
+    for workflow in (DEPLOY.parent / ".github/workflows").iterdir():
+        for used in re.findall(r"uses: (.*)", workflow.read_text()):
+            assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", used), used
+
+
+@pytest.mark.parametrize("password", ["p@s/s#%", "plain"])
+async def test_the_password_stands_beside_the_address(place: Path, password: str) -> None:
+    """As in docker-compose.yml: so that nobody has to percent-encode it; both drivers take it from there."""
+    with Postgres(place / "server") as server:
+        server.query(f"ALTER ROLE notifier PASSWORD '{password}'")
+        (server.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
+        server.query("SELECT pg_reload_conf()")
+        there = {"DATABASE_URL": server.dsn, "SECRET_KEY": "x" * 32, "BOOTSTRAP_TOKEN": TOKEN}
+        refused = run(place, "migrate", **there, PGPASSWORD="another")
+        assert refused.returncode == 1
+        assert "password authentication failed" in refused.stderr
+        with started(place, **there, PGPASSWORD=password) as service:
+            await service.up()
 
 
 def blocks() -> list[str]:

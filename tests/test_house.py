@@ -57,13 +57,6 @@ def test_the_changelog_tells_of_this_version() -> None:
     assert f"## [{notifier.__version__}]" in text_of("CHANGELOG.md")
 
 
-def test_docker_waits_longer_than_the_service_needs_to_stop() -> None:
-    compose = text_of("docker-compose.yml")
-    (wait,) = re.findall(r"stop_grace_period: (\d+)s", compose)
-    (grace,) = re.findall(r'SHUTDOWN_GRACE: "(\d+)"', compose)
-    assert float(wait) > max(float(grace), Settings.load({}, None).shutdown_grace)
-
-
 def test_every_requirement_is_pinned_within_its_range() -> None:
     pins = dict(re.findall(r"^(\S+)==(\S+)", LOCKED, re.M))
     for requirement in REQUIREMENTS:
