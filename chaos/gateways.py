@@ -14,7 +14,7 @@ from chaos.verdict import WATCH_EVERY, Figures, Row, Watched, judge, timed, toge
 # refusals would stop the gateway, and retries would run into the next answer.
 ONE_BY_ONE = {
     "delivery.limits.TRIP_AFTER": 10**9,
-    "delivery.limits.REJECTED_IN_A_ROW": 10**9,
+    "delivery.limits.REFUSED_IN_A_ROW": 10**9,
     "delivery.backoff.BASE": 3_600.0,
     "delivery.backoff.CAP": 7_200.0,
 }
@@ -53,15 +53,15 @@ UNKNOWN, FAILED, RETRYING = ("unknown", "retrying"), ("rejected", "failed"), ("u
 THROTTLED, MISCONFIGURED = ("throttled", "retrying"), ("misconfigured", "retrying")
 
 LIES: Mapping[str, Lie] = {
-    **{str(status): Lie(_status(status), *FAILED) for status in (400, 406, 409, 410, 413, 414, 422, 451, 499)},
+    **{str(status): Lie(_status(status), *FAILED) for status in (400, 406, 409, 410, 422, 499)},
     **{str(status): Lie(_status(status), *UNKNOWN) for status in (201, 204, 408, 500, 501, 502, 504, 520, 599)},
-    "503": Lie(_status(503), *RETRYING),
+    **{str(status): Lie(_status(status), *RETRYING) for status in (407, 503, 511)},
     "503 with Retry-After": Lie(_status(503, headers={"Retry-After": "1"}), *RETRYING),
     "429 without a time": Lie(_status(429), *THROTTLED),
     "429, seconds": Lie(_status(429, headers={"Retry-After": "1"}), *THROTTLED),
     "429, a date long gone": Lie(_status(429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}), *THROTTLED),
     "429, nonsense": Lie(_status(429, headers={"Retry-After": "soon"}), *THROTTLED),
-    **{str(status): Lie(_status(status), *MISCONFIGURED) for status in (401, 402, 403, 404, 405, 407)},
+    **{str(status): Lie(_status(status), *MISCONFIGURED) for status in (401, 402, 403, 404, 405, 413, 414, 431, 451)},
     **{
         str(status): Lie(_status(status, headers={"Location": "/login"}), *MISCONFIGURED)
         for status in (301, 302, 303, 307, 308)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -25,7 +26,7 @@ from notifier.delivery.gateway import Gateway
 from notifier.delivery.scheduler import Scheduler
 from notifier.errors import NotifierError, SettingsError
 from notifier.models import OnUnknown
-from notifier.settings import Settings, secret_key
+from notifier.settings import Settings, gateway_token_in, secret_key
 from notifier.storage import database, embedded, replicas
 from notifier.storage.installation import Hold
 from notifier.web import server as web
@@ -44,6 +45,7 @@ ENGINE_POOL, WEB_POOL = 10, 10
 BACKLOG = 1024  # connections that wait to be accepted: a moment's burst
 # A terminal that is closed sends SIGHUP, Ctrl-\ SIGQUIT.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+TOKEN_EVERY = 2.0  # seconds between two looks into GATEWAY_TOKEN_FILE
 OBSERVED = (Health, Ready, Metrics)  # what a worker answers
 
 
@@ -282,13 +284,40 @@ async def _pool(stack: AsyncExitStack, settings: Settings, dsn: str, part: str, 
     return pool
 
 
+async def follow_token(gateway: Gateway, path: Path, every: float = TOKEN_EVERY) -> None:
+    """Look into the file ``every`` so many seconds, and send with what it says; what cannot be used changes nothing."""
+    said = None
+    while True:
+        await asyncio.sleep(every)
+        try:
+            token = await asyncio.to_thread(gateway_token_in, path)
+        except ValueError as error:
+            if str(error) != said:
+                said = str(error)
+                log.warning("the gateway's token cannot be read again; the one before stays in use", file=said)
+            continue
+        said = None
+        if token != gateway.token:
+            gateway.use(token)
+            log.info("the gateway has a new token", file=str(path))
+
+
 async def _scheduler(stack: AsyncExitStack, settings: Settings, dsn: str, hold: Hold) -> Scheduler:
     gateway = None
     if settings.gateway_url is None:
         log.warning("GATEWAY_URL is not set: mailings wait")
     else:
-        gateway = Gateway(GATEWAY, settings.gateway_url, settings.gateway_token or "", timeout=settings.gateway_timeout)
+        gateway = Gateway(
+            GATEWAY,
+            settings.gateway_url,
+            settings.gateway_token or "",
+            timeout=settings.gateway_timeout,
+            key=secret_key(settings).encode(),
+        )
         stack.push_async_callback(gateway.close)
+        if settings.gateway_token_file is not None:
+            following = asyncio.create_task(follow_token(gateway, settings.gateway_token_file))
+            stack.callback(following.cancel)
     return Scheduler(
         await _pool(stack, settings, dsn, "engine", ENGINE_POOL),
         name=f"{socket.gethostname()}:{os.getpid()}",

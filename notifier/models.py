@@ -56,6 +56,8 @@ class StatusReason(StrEnum):
     GATEWAY_UNCONFIGURED = "gateway_unconfigured"
     GATEWAY_PAUSED = "gateway_paused"
     GATEWAY_MISCONFIGURED = "gateway_misconfigured"
+    GATEWAY_UNAVAILABLE = "gateway_unavailable"  # its breaker is not closed
+    GATEWAY_THROTTLED = "gateway_throttled"  # it asked for a pause
     PAUSED_BY_SETTINGS = "paused_by_settings"  # PAUSE_ALL
     HELD_AS_COPY = "held_as_copy"  # the database was last used elsewhere and is not released
     WINDOW = "window"  # the local hours of all that are left
@@ -156,6 +158,9 @@ class Reason(StrEnum):
 
     REJECTED = "rejected"  # the gateway refuses this message for good (4xx)
     DECLINED = "declined"  # 200 with a code other than 0; its words are in the detail
+    ALREADY_ACCEPTED = "already_accepted"  # after an attempt in doubt the gateway says that it has this id: sent
+    ACCOUNT_REFUSED = "account_refused"  # a refusal whose words are about us: credentials, money, sender
+    REQUEST_REFUSED = "request_refused"  # 411, 413, 415, …: our request as such, whoever the recipient is
     THROTTLED = "throttled"  # 429
     DNS = "dns"
     REFUSED = "refused"  # the connection was refused, or no route leads there
@@ -166,7 +171,7 @@ class Reason(StrEnum):
     UNAUTHORIZED = "unauthorized"  # 401, 403
     PAYMENT_REQUIRED = "payment_required"  # 402
     WRONG_ADDRESS = "wrong_address"  # 404, 405
-    PROXY_AUTHENTICATION = "proxy_authentication"  # 407
+    PROXY_AUTHENTICATION = "proxy_authentication"  # 407, 511: the network in between wants a log-in
     REDIRECTED = "redirected"  # 3xx, never followed
     TIMEOUT = "timeout"  # no whole answer in time, or 408
     RESET = "reset"  # the connection broke after the request was written
@@ -183,6 +188,7 @@ class Reason(StrEnum):
     CLIENT_DELETED = "client_deleted"
     LATE = "late"  # a true result that came after a take-over had written another row; the detail names its reason
     OPERATOR = "operator"  # somebody decided about an unknown one
+    HELD = "held"  # in doubt when the policy became `hold`: not sent again
 
 
 class GatewayState(StrEnum):
@@ -273,6 +279,7 @@ class Mailing:
     priority: int
     status: MailingStatus
     status_reason: str | None  # also what the gateway's row says of one that waits
+    undecided: int  # messages that are `unknown`: somebody has to decide
     audience: int
     planned: bool
     version: int

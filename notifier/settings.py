@@ -331,7 +331,10 @@ class Settings:
         "base address of the sending API. Without it mailings wait, and say so",
     )
     gateway_token: str | None = _setting(
-        _bearer, None, "JWT of the sending API; required with `GATEWAY_URL`", secret=True
+        _bearer,
+        None,
+        "JWT of the sending API; required with `GATEWAY_URL`; its file is read again when it changes",
+        secret=True,
     )
     gateway_concurrency: int = _setting(_whole(1, 10_000), 100, "requests in flight at most, per replica: 1..10000")
     gateway_rate: float = _setting(
@@ -389,6 +392,7 @@ class Settings:
         shown="3, on a terminal 0",
     )
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    gateway_token_file: Path | None = None  # where `gateway_token` was read, and is read again when it changes
     env_file: Path | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -418,7 +422,8 @@ class Settings:
         if errors:
             raise SettingsError(errors, _rows(values, sources))
         values.setdefault("database_migration_url", values.get("database_url"))
-        return cls(**values, sources=sources, env_file=env_file)
+        token_file = given.get("GATEWAY_TOKEN_FILE")
+        return cls(**values, sources=sources, env_file=env_file, gateway_token_file=token_file and Path(token_file[0]))
 
     def warnings(self) -> list[str]:
         """Return a line for each thing that works, and that somebody on the way can read or change."""
@@ -562,13 +567,26 @@ def _find(name: str, secret: bool, given: Mapping[str, tuple[str, str]]) -> tupl
     if name in given:
         raise ValueError(f"given twice, also as {name}_FILE; remove one of the two")
     try:
-        stored = Path(path).read_text(encoding="utf-8").strip()
+        return _in_file(Path(path)), "file"
+    except ValueError as error:
+        raise ValueError(f"{name}_FILE names {error}") from error
+
+
+def _in_file(path: Path) -> str:
+    """Return the text of a file without blanks around; raises ValueError where there is none."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ValueError(f"{name}_FILE names {path!r}: {reason}; give a file that can be read") from error
-    if not stored:
-        raise ValueError(f"{name}_FILE names {path!r}, which is empty; put the value in it")
-    return stored, "file"
+        raise ValueError(f"{str(path)!r}: {reason}; give a file that can be read") from error
+    if not text:
+        raise ValueError(f"{str(path)!r}, which is empty; put the value in it")
+    return text
+
+
+def gateway_token_in(path: Path) -> str:
+    """Return the token that a ``GATEWAY_TOKEN_FILE`` has at this moment; raises ValueError where it cannot be used."""
+    return _bearer(_in_file(path))
 
 
 def _misspelt(given: Mapping[str, tuple[str, str]]) -> list[str]:

@@ -1,15 +1,17 @@
-"""A real `serve`: where it listens, how many files it may open, and how it stops while others still call it."""
+"""A real `serve`: where it listens, how many files it may open, whose token it sends with, and how it stops."""
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +19,10 @@ import psycopg
 import pytest
 
 from notifier import app
+from notifier.delivery.gateway import Answer, Gateway
+from notifier.models import Outcome, Reason
 from notifier.settings import Settings
+from notifier.simulator import Simulator
 from tests.conftest import poll_until
 from tests.test_cli import KEY, SERVER, TOKEN, Running, environment, started
 
@@ -244,3 +249,45 @@ def test_one_address_that_is_taken_is_named() -> None:
         settings = Settings.load({"HOST": "127.0.0.1,127.0.0.2", "PORT": str(port)}, None)
         with pytest.raises(app.PortTaken, match=rf"cannot listen on 127\.0\.0\.2 port {port}"), app.bound(settings):
             pass
+
+
+# ---- the gateway's token
+
+
+def put(path: Path, text: str) -> None:
+    """Replace a file whole, as secret managers do."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    os.replace(new, path)
+
+
+async def test_a_gateway_s_token_is_read_again_when_its_file_changes(tmp_path: Path) -> None:
+    """Without a restart; what cannot be used (no file, an empty one, blanks inside) leaves the one before in use."""
+    path = tmp_path / "token"
+    put(path, "first\n")
+    settings = Settings.load({"GATEWAY_URL": "http://127.0.0.1:1", "GATEWAY_TOKEN_FILE": str(path)}, None)
+    assert (settings.gateway_token, settings.gateway_token_file) == ("first", path)
+    with Simulator(token="second") as simulator:
+        async with Gateway("default", simulator.url, "first", timeout=5) as gateway:
+
+            async def sent() -> Answer:
+                return await gateway.send(1, 79160000000, b'"x"')
+
+            following = asyncio.create_task(app.follow_token(gateway, path, 0.01))
+            assert (await sent()).reason is Reason.UNAUTHORIZED
+            put(path, "two words")
+            await asyncio.sleep(0.1)
+            path.unlink()
+            await asyncio.sleep(0.1)
+            assert gateway.token == "first"
+            put(path, "second\n")
+            await poll_until(lambda: gateway.token == "second")
+            assert (await sent()).outcome is Outcome.ACCEPTED
+            following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following
+
+
+def test_a_token_of_the_environment_has_no_file_to_follow() -> None:
+    settings = Settings.load({"GATEWAY_URL": "http://127.0.0.1:1", "GATEWAY_TOKEN": "x"}, None)
+    assert settings.gateway_token_file is None

@@ -22,7 +22,10 @@ COUNTED = frozenset({Outcome.DECLINED, Outcome.UNAVAILABLE, Outcome.UNKNOWN, Out
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What a message has behind it, this attempt not included (see storage.queue.Loaded)."""
+    """What a message has behind it, this attempt not included (see storage.queue.Loaded).
+
+    ``in_doubt`` is the number of requests that may have been taken.
+    """
 
     counted: int = 0
     declined: int = 0
@@ -43,22 +46,23 @@ def after(
 ) -> Next:
     """The rules of the table of outcomes in docs/delivery.md; ``wait`` overrules the backoff's (seconds).
 
-    ``reason`` is handed through, unless a limit is reached.
+    ``reason`` is handed through, unless a limit is reached. A refusal says nothing of an earlier request that may have
+    been taken: where there is one, what is given up is unknown and not failed, which says "surely not sent".
     """
     in_doubt = history.in_doubt + (outcome in IN_DOUBT)
     pending = Standing.DOUBTFUL if in_doubt else Standing.RETRYING
+    given_up = Standing.UNKNOWN if in_doubt else Standing.FAILED
     if outcome is Outcome.ACCEPTED:
         return Next(Standing.SENT, reason, None)
     if outcome is Outcome.REJECTED:
-        return Next(Standing.FAILED, reason, None)
-    if outcome is Outcome.DECLINED and history.declined + 1 >= MAX_DECLINED:
-        return Next(Standing.FAILED, reason, None)
+        return Next(given_up, reason, None)
+    if outcome is Outcome.DECLINED and reason is not Reason.ACCOUNT_REFUSED and history.declined + 1 >= MAX_DECLINED:
+        return Next(given_up, reason, None)
     if outcome in IN_DOUBT and (policy is OnUnknown.HOLD or in_doubt >= MAX_IN_DOUBT):
         return Next(Standing.UNKNOWN, reason, None)
     counted = history.counted + (outcome in COUNTED and reason is not Reason.OUTAGE)
     if counted >= MAX_COUNTED:
-        final = Standing.UNKNOWN if in_doubt else Standing.FAILED
-        return Next(final, Reason.ATTEMPTS_EXHAUSTED, None)
+        return Next(given_up, Reason.ATTEMPTS_EXHAUSTED, None)
     return Next(pending, reason, backoff(counted) if wait is None else wait)
 
 

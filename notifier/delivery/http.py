@@ -7,11 +7,14 @@ not used: it takes four times as much of the processor as all of this (decision 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import select
 from typing import NamedTuple
 
 import aiohttp
 from aiohttp.http import HttpResponseParser, RawResponseMessage
+from multidict import MultiMapping
+
+from notifier.delivery.lenient import HEAD_LIMIT, LenientParser, Unreadable
 
 BODY_LIMIT = 64 * 1024  # bytes as they come; an answer is some dozen
 REST_TIMEOUT = 1.0  # seconds; what another status than 200 means is known by it, so its words are not waited for long
@@ -21,7 +24,7 @@ class Response(NamedTuple):
     """A status, headers (of any case), and the body as it came; None if it was too large or, but for a 200, broken."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: MultiMapping[str]
     body: bytes | None
 
 
@@ -39,7 +42,11 @@ class Wire(asyncio.Protocol):
         self._waiter: asyncio.Future[Response] | None = None
         self._head: RawResponseMessage | None = None
         self._body: aiohttp.StreamReader | None = None
+        self._received: list[bytes] | None = None
+        self._size = 0  # of what was received
+        self._lenient: LenientParser | None = None  # reads the answer since the parser refused it
         self._too_large = False
+        self.ended_at: float | None = None  # the loop's time when the other side closed it while it was idle
         self._kept_alive = False  # and nothing is left of the last answer
         self._transport.set_protocol(self)
 
@@ -48,11 +55,17 @@ class Wire(asyncio.Protocol):
         """Whether another request may follow."""
         return self._kept_alive and not self._transport.is_closing()
 
+    def is_quiet(self) -> bool:
+        """Whether nothing has come that the loop did not see yet, such as the other side's end: a system call."""
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
+
     async def request(self, data: bytes, deadline: float) -> Response:
         """Send a whole request and return its response; ``deadline`` as the loop's time.
 
-        Whatever is raised, the connection is closed: TimeoutError, aiohttp.ClientError (broken off),
-        aiohttp.http.HttpProcessingError (not HTTP), OSError, CancelledError.
+        Whatever is raised, the connection is closed: TimeoutError, aiohttp.ClientError (broken off), Unreadable (not
+        HTTP), OSError, CancelledError.
         """
         self._kept_alive = False
         # A new one each time: it keeps trailers for the headers of its next answer.
@@ -64,6 +77,7 @@ class Wire(asyncio.Protocol):
             read_until_eof=True,
             auto_decompress=False,
         )
+        self._received, self._size = [], 0
         self._waiter = self._loop.create_future()
         timer = self._loop.call_at(deadline, self._give_up)
         try:
@@ -76,7 +90,7 @@ class Wire(asyncio.Protocol):
         finally:
             timer.cancel()
             # All of them know us, or this frame: what they hold would wait for the collector of cycles.
-            self._waiter = self._parser = self._head = self._body = None
+            self._waiter = self._parser = self._head = self._body = self._received = self._lenient = None
 
     def close(self) -> None:
         """Close the connection at once."""
@@ -100,10 +114,18 @@ class Wire(asyncio.Protocol):
         if self._waiter is None or self._waiter.done() or self._parser is None:
             self.close()
             return
+        if self._lenient is not None:
+            self._read_leniently(self._lenient, data)
+            return
+        assert self._received is not None
+        self._received.append(data)
+        self._size += len(data)
         try:
             messages, _, _ = self._parser.feed_data(data)
-        except Exception as error:  # not HTTP, or chunks that are none
-            self._fail(error)
+        except Exception:  # not HTTP, or not by the book
+            self._head = self._body = None
+            self._lenient = LenientParser(BODY_LIMIT)
+            self._read_leniently(self._lenient, b"".join(self._received))
             return
         unasked = False
         for head, body in messages:
@@ -115,6 +137,8 @@ class Wire(asyncio.Protocol):
                     self._loop.call_later(REST_TIMEOUT, self._enough, self._waiter)
         if self._too_large:
             self._finish(None)
+        elif self._head is None and self._size > HEAD_LIMIT:
+            self._fail(Unreadable(f"a head of more than {HEAD_LIMIT} bytes"))
         elif self._head is not None and self._body is not None and self._body.is_eof():
             spent = self._head.should_close or self._head.code == 101
             self._kept_alive = not (spent or unasked or _has_begun_another(self._parser))
@@ -122,14 +146,22 @@ class Wire(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """Nothing more comes: have the connection closed."""
+        self._note_end()
         self._kept_alive = False
 
     def connection_lost(self, error: Exception | None) -> None:
         """Whatever is missing will not come; a body without a length ends here."""
+        self._note_end()
         self._kept_alive = False
         self._connection.close()
         self._opener.connection_lost(error)
         if self._waiter is None or self._waiter.done() or self._parser is None:
+            return
+        if self._lenient is not None:
+            if error is None and self._lenient.feed_eof():
+                self._finish(self._lenient.body)
+            else:
+                self._fail(error or aiohttp.ServerDisconnectedError())
             return
         try:
             self._parser.feed_eof()
@@ -142,16 +174,39 @@ class Wire(asyncio.Protocol):
 
     # --------------------------------------------------------------------------------------------------------------
 
+    def _note_end(self) -> None:
+        if self._kept_alive and self.ended_at is None:
+            self.ended_at = self._loop.time()
+
+    def _read_leniently(self, parser: LenientParser, data: bytes) -> None:
+        """The parser has given up on this answer: read it as others would, and close the connection after it."""
+        known = parser.status
+        try:
+            if parser.feed(data):
+                self._finish(parser.body)
+            elif not known and self._status not in (0, 200):
+                self._loop.call_later(REST_TIMEOUT, self._enough, self._waiter)
+        except Unreadable as error:
+            self._fail(error)
+
+    @property
+    def _status(self) -> int:
+        """The status of the answer; 0 until its head is read."""
+        if self._lenient is not None:
+            return self._lenient.status
+        return 0 if self._head is None else self._head.code
+
     def _finish(self, body: bytes | None) -> None:
         if self._waiter is not None and not self._waiter.done():
-            assert self._head is not None
-            self._waiter.set_result(Response(self._head.code, self._head.headers, body))
+            head = self._lenient or self._head
+            assert head is not None
+            self._waiter.set_result(Response(self._status, head.headers, body))
         if not self._kept_alive:
             self.close()
 
     def _fail(self, error: Exception) -> None:
         """Once another status than 200 is known, no error changes it."""
-        if self._head is not None and self._head.code != 200:
+        if self._status not in (0, 200):
             self._finish(None)
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
@@ -160,8 +215,8 @@ class Wire(asyncio.Protocol):
     def _give_up(self) -> None:
         self._fail(TimeoutError("no answer in time"))
 
-    def _enough(self, waiter: asyncio.Future[Response]) -> None:
-        if waiter is self._waiter:
+    def _enough(self, waiter: asyncio.Future[Response] | None) -> None:
+        if waiter is self._waiter is not None:
             self._finish(None)
 
 

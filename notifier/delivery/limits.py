@@ -5,6 +5,7 @@ The gateway's row is what all replicas agree on; the hot path asks only `may_sta
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -23,8 +24,8 @@ log = structlog.get_logger(__name__)
 
 # Failures in a row that open the breaker: ten do not happen by chance to a gateway that works.
 TRIP_AFTER = 10
-# Messages rejected in a row, over different recipients and without a success between: it is not the recipients.
-REJECTED_IN_A_ROW = 20
+# Refusals in a row that are alike, without an acceptance between: it is not the recipients (`Limits._note_refusal`).
+REFUSED_IN_A_ROW = 20
 # The row is read this often while there is work (seconds); a NOTIFY wakes earlier.
 REFRESH = 0.25
 # A pause longer than this gives claimed batches back (seconds).
@@ -34,6 +35,19 @@ PROBE_START = 5.0
 
 UNLIMITED = 1_000_000
 _TRANSIENT = frozenset({Outcome.UNAVAILABLE, Outcome.UNKNOWN})
+
+
+# Characters of a gateway's words in its last errors: the row is read four times a second.
+ERROR_WORDS = 150
+# What differs from one refusal to the next though they mean the same: ids, times, numbers.
+_VARIES = re.compile(r"\w*\d\w*")
+
+
+def _sentence(answer: Answer) -> str:
+    """What the gateway did, for people."""
+    if answer.status_code is None:
+        return f"No answer: {answer.reason}{f' ({answer.detail})' if answer.detail else ''}."
+    return f"The gateway answered {answer.status_code}{f': {answer.detail}' if answer.detail else ''}."
 
 
 # A taken token is good for so many seconds after the answer that brought it.
@@ -54,15 +68,30 @@ def bucket(rate: float) -> float:
 class Limits:
     """The limits of one gateway; ``concurrency`` and ``rate`` are the settings' until the row says otherwise.
 
-    ``on_change`` is called whenever something may start that could not before.
+    ``identity`` gives that of the address and token in use: a refusal stops the gateway for all replicas only when it
+    was made with the newest one. ``on_change`` is called whenever something may start that could not before.
     """
 
-    def __init__(self, db: Db, name: str, clock: Clock, *, concurrency: int, rate: float, timeout: float) -> None:
+    def __init__(
+        self,
+        db: Db,
+        name: str,
+        clock: Clock,
+        *,
+        concurrency: int,
+        rate: float,
+        timeout: float,
+        identity: Callable[[], str] = lambda: "",
+    ) -> None:
         self._db = db
         self.name = name
         self._clock = clock
         self._settings = (concurrency, rate)
         self._timeout = timeout
+        self._identity = identity
+        self._announced: str | None = None  # the identity that this replica has told the others
+        self._newest: str | None = None  # and the one that was told last
+        self._outdated = False  # ours was refused, and is not the newest
         self.concurrency = concurrency
         self.rate = rate
         self.on_change: Callable[[], None] = lambda: None
@@ -80,17 +109,21 @@ class Limits:
         self._last_gates: tuple[object, ...] = ()
         self._hungry = False  # a start was refused for want of a token
         self._failures = 0
-        self._rejected = 0
+        self._refusal: str | None = None  # what the last refusals have in common
+        self._refused: set[object] = set()  # and whom they were about
         self._throttled = False
         self._writes: list[Callable[[], Awaitable[Any]]] = []
-        self._errors: list[dict[str, Any]] = []
+        self._errors: dict[tuple[object, ...], dict[str, Any]] = {}
 
     def usable(self) -> bool:
         """Whether work may be claimed: not stopped, or only for a moment."""
         now = time.monotonic()
-        if self._state is not GatewayState.RUNNING or self._clock.latest(now) + PATIENCE < self._paused_until:
+        if self._stopped() or self._clock.latest(now) + PATIENCE < self._paused_until:
             return False
         return self.breaker is BreakerState.CLOSED or self.probing or now < self._probe_until
+
+    def _stopped(self) -> bool:
+        return self._state is not GatewayState.RUNNING or self._outdated
 
     def room(self, horizon: float) -> int:
         """How many messages may be lined up for the next ``horizon`` seconds, as far as rate and breaker go."""
@@ -103,7 +136,7 @@ class Limits:
 
     def allowance(self, now: float) -> int:
         """How many requests may start at ``time.monotonic() == now``; asking without a token in hand orders some."""
-        if self._state is not GatewayState.RUNNING or self._clock.latest(now) < self._paused_until:
+        if self._stopped() or self._clock.latest(now) < self._paused_until:
             return 0
         if self.breaker is not BreakerState.CLOSED:
             return int(now < self._probe_until)
@@ -129,20 +162,37 @@ class Limits:
                 self._tell(lambda: gateways.charge(self._db, self.name, late))
         return True
 
-    def note(self, answer: Answer, started: datetime, *, probe: bool = False) -> Answer:
+    def note(
+        self,
+        answer: Answer,
+        message_id: int,
+        started: datetime,
+        identity: str,
+        *,
+        probe: bool = False,
+        in_doubt: bool = False,
+    ) -> Answer:
         """Learn from an answer, at once for this replica, with the next `poll` for all.
 
-        ``probe``: it is the answer to the one request that an open breaker let through; no other closes it. Gives the
-        answer back, marked as part of an outage where the breaker is open: that costs the message no attempt.
+        ``identity`` is the one that the request was made with. ``probe``: it is the answer to the one request that an
+        open breaker let through; no other closes it. ``in_doubt``: an earlier request of the message may have been
+        taken. Gives the answer back, marked as part of an outage where the breaker is open: that costs the message no
+        attempt.
         """
         outcome = answer.outcome
         if outcome is Outcome.ACCEPTED:
-            self._failures = self._rejected = 0
+            self._failures = 0
+            if self._refused:
+                self._refused = set()
             if self._throttled:
                 self._throttled = False
                 self._tell(lambda: gateways.unthrottled(self._db, self.name))
         else:
-            self._note_error(answer, started)
+            self._note_error(answer, message_id, started)
+        if outcome is Outcome.MISCONFIGURED:
+            self._misconfigured(answer.reason or Reason.UNAUTHORIZED, _sentence(answer), identity)
+        elif outcome in (Outcome.REJECTED, Outcome.DECLINED):
+            self._note_refusal(answer, message_id, started, identity, in_doubt)
         if outcome in _TRANSIENT:
             return self._note_failure(answer, probe)
         self._failures = 0
@@ -158,26 +208,36 @@ class Limits:
         outage = self.breaker is not BreakerState.CLOSED
         self._failures = 0 if outage else self._failures + 1
         if probe or self._failures >= TRIP_AFTER:
+            why = _sentence(answer)
             if not outage:
-                log.warning("the gateway is out of order; one request tries it now and then", gateway=self.name)
+                log.warning(
+                    "the gateway is out of order; one request tries it now and then", gateway=self.name, why=why
+                )
             self.probing, self._failures = False, 0
             self.breaker, self._retry_at = BreakerState.OPEN, float("inf")  # until the row says when
-            self._tell(lambda: gateways.open_breaker(self._db, self.name))
+            self._tell(lambda: gateways.open_breaker(self._db, self.name, why))
         if outage and answer.outcome is Outcome.UNAVAILABLE:
             return answer._replace(reason=Reason.OUTAGE, detail=f"{answer.reason}: {answer.detail or ''}".rstrip(": "))
         return answer
 
-    def _note_error(self, answer: Answer, started: datetime) -> None:
-        reason = answer.reason
-        self._errors.append(
-            {
-                "at": started.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+    def _note_error(self, answer: Answer, message_id: int, started: datetime) -> None:
+        at = started.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        kind = (answer.outcome, answer.status_code, answer.reason)
+        known = self._errors.get(kind)
+        if known is None and len(self._errors) < gateways.LAST_ERRORS:
+            known = self._errors[kind] = {
                 "outcome": answer.outcome,
                 "status_code": answer.status_code,
-                "reason": reason,
+                "reason": answer.reason,
+                "first_at": at,
+                "at": "",
+                "count": 0,
             }
-        )
-        del self._errors[: -gateways.LAST_ERRORS]
+        if known is not None:
+            known["count"] += 1
+            known["first_at"] = min(known["first_at"], at)
+            if at > known["at"]:
+                known |= {"at": at, "message_id": message_id, "detail": answer.detail and answer.detail[:ERROR_WORDS]}
         if answer.outcome is Outcome.THROTTLED:
             seconds = answer.retry_after
             if not self._throttled:
@@ -185,19 +245,48 @@ class Limits:
             self._throttled = True
             self._paused_until = max(self._paused_until, self._clock.latest(time.monotonic()) + (seconds or 1))
             self._tell(lambda: gateways.throttle(self._db, self.name, seconds, started))
-        elif answer.outcome is Outcome.REJECTED:
-            self._rejected += 1
-            if self._rejected >= REJECTED_IN_A_ROW:
-                self._rejected = 0
-                self._misconfigured(Reason.REJECTED)
-        elif answer.outcome is Outcome.MISCONFIGURED:
-            self._misconfigured(reason or Reason.UNAUTHORIZED)
 
-    def _misconfigured(self, reason: Reason) -> None:
-        if self._state is GatewayState.RUNNING:
-            log.error("the gateway refuses us; nothing is sent until it is resumed", gateway=self.name, reason=reason)
+    def _note_refusal(self, answer: Answer, message_id: int, started: datetime, identity: str, in_doubt: bool) -> None:
+        """Stop the gateway when REFUSED_IN_A_ROW refusals are alike, without an acceptance between.
+
+        Alike are those whose words are about us, whatever else they say: each request counts. Of all others those of
+        one status, code and words, numbers in them aside: each message counts once, since a few bad numbers that are
+        tried again are no proof; and not what was refused after an attempt in doubt, which may be the reason.
+        """
+        who: object = message_id
+        if answer.reason is Reason.ACCOUNT_REFUSED:
+            refusal, who = str(answer.reason), (message_id, started)
+        elif in_doubt:
+            return
+        else:
+            code, colon, words = (answer.detail or "").partition(": ")
+            refusal = f"{answer.status_code} {code if colon else ''} {_VARIES.sub('#', words if colon else code)}"
+        if refusal != self._refusal:
+            self._refusal, self._refused = refusal, set()
+        self._refused.add(who)
+        if len(self._refused) >= REFUSED_IN_A_ROW:
+            self._refused = set()
+            why = f"{REFUSED_IN_A_ROW} refusals in a row were alike. {_sentence(answer)}"
+            self._misconfigured(answer.reason or Reason.REJECTED, why, identity)
+
+    def _misconfigured(self, reason: Reason, why: str, identity: str) -> None:
+        """The gateway refuses us. With an address or token that is not the newest this replica alone stops."""
+        if self._newest not in (None, identity):
+            if identity == self._identity() and not self._outdated:
+                log.error(
+                    "the gateway refuses an address or token that is not the newest; this replica sends nothing until "
+                    "it has the newest",
+                    gateway=self.name,
+                    reason=reason,
+                    why=why,
+                )
+                self._outdated = True
+        elif self._state is GatewayState.RUNNING:
+            log.error(
+                "the gateway refuses us; nothing is sent until it is resumed", gateway=self.name, reason=reason, why=why
+            )
             self._state = GatewayState.MISCONFIGURED
-            self._tell(lambda: gateways.misconfigured(self._db, self.name, reason))
+            self._tell(lambda: gateways.misconfigured(self._db, self.name, reason, why, identity))
 
     def _tell(self, write: Callable[[], Awaitable[Any]]) -> None:
         self._writes.append(write)
@@ -205,12 +294,15 @@ class Limits:
 
     async def poll(self) -> float:
         """Tell the row what was learnt, read what others learnt, take tokens, try a probe; seconds until the next."""
+        if (identity := self._identity()) != self._announced:
+            await gateways.identify(self._db, self.name, identity)
+            self._announced, self._outdated = identity, False
+        if self._errors:
+            errors, self._errors = list(self._errors.values()), {}
+            await gateways.note_errors(self._db, self.name, errors)
         while self._writes:
             await self._writes[0]()
             self._writes.pop(0)
-        if self._errors:
-            errors, self._errors = self._errors, []
-            await gateways.note_errors(self._db, self.name, errors)
         await self._read()
         left = self._paused_until - self._clock.latest(time.monotonic())
         wait = min(REFRESH, left + 0.001) if left > 0 else REFRESH
@@ -226,7 +318,7 @@ class Limits:
         self._clock.set(row.now, asked)
         if self._writes:  # what was learnt meanwhile is newer than the row
             return
-        self._state = row.state
+        self._state, self._newest = row.state, row.identity
         self.concurrency = self._settings[0] if row.concurrency is None else row.concurrency
         self.rate = self._settings[1] if row.rate is None else row.rate
         self._paused_until = row.paused_until.timestamp() if row.paused_until else 0.0
@@ -242,7 +334,7 @@ class Limits:
 
     def _gates(self) -> tuple[object, ...]:
         paused = self._clock.latest(time.monotonic()) < self._paused_until
-        return self._state, paused, self.breaker, self.concurrency, self.rate
+        return self._stopped(), paused, self.breaker, self.concurrency, self.rate
 
     async def _probe(self) -> float:
         """Win the one probe of the cluster when its time has come; seconds until it has."""

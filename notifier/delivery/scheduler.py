@@ -263,7 +263,15 @@ class Scheduler:
     def _sending(self, gateway: Gateway) -> dict[str, Callable[[], Awaitable[float]]]:
         concurrency, rate, timeout = self._settings
         clock = Clock()
-        limits = Limits(self._db, gateway.name, clock, concurrency=concurrency, rate=rate, timeout=timeout)
+        limits = Limits(
+            self._db,
+            gateway.name,
+            clock,
+            concurrency=concurrency,
+            rate=rate,
+            timeout=timeout,
+            identity=lambda: gateway.identity,
+        )
         sender = Sender(
             self._db, self.replica, gateway, limits, clock, policy=self._policy, default_zone=self._default_zone
         )

@@ -23,7 +23,7 @@ import structlog
 from notifier import telemetry
 from notifier.delivery import backoff, windows
 from notifier.delivery.clock import Clock
-from notifier.delivery.gateway import Answer, Gateway
+from notifier.delivery.gateway import Answer, Gateway, has_it_already
 from notifier.delivery.limits import Limits
 from notifier.errors import Stale
 from notifier.models import MailingStatus, OnUnknown, Outcome, Reason, Standing
@@ -491,6 +491,9 @@ class Sender:
         at = self._clock.latest(now)
         if message.phone is None:
             return _books(work, message.id, Outcome.SUPPRESSED, Reason.CLIENT_DELETED, at)
+        held = self._policy is OnUnknown.HOLD and work.batch.standing is Standing.DOUBTFUL
+        if held and not message.let_go:  # it was queued under another policy
+            return _books(work, message.id, Outcome.NOT_STARTED, Reason.HELD, at)
         if at >= work.view.ends_at:
             return _books(work, message.id, Outcome.NOT_STARTED, Reason.ENDED, at, work.batch.due_at)
         if not work.view.may_text(message.timezone, at):
@@ -527,10 +530,14 @@ class Sender:
         probe, self._probe = job is self._probe, None if job is self._probe else self._probe
         started_at = datetime.fromtimestamp(self._clock.latest(started), UTC)
         text_version = view.text_version
+        identity = self._gateway.identity
+        in_doubt = bool(message.in_doubt) or work.batch.standing is Standing.DOUBTFUL
         try:
             assert message.phone is not None
             answer = await self._gateway.send(message.id, message.phone, view.text)
-            answer = self.limits.note(answer, started_at, probe=probe)
+            if in_doubt and has_it_already(answer):
+                answer = answer._replace(outcome=Outcome.ACCEPTED, reason=Reason.ALREADY_ACCEPTED)
+            answer = self.limits.note(answer, message.id, started_at, identity, probe=probe, in_doubt=in_doubt)
         except Exception as error:  # one message's bad luck must not stop the others
             log.exception("sending failed", message_id=message.id, mailing_id=view.id)
             answer = Answer(Outcome.UNKNOWN, Reason.INTERNAL_ERROR, None, type(error).__name__)
@@ -558,16 +565,15 @@ class Sender:
         )
 
     def _after(self, answer: Answer, work: Work, message: Loaded) -> backoff.Next:
-        if answer.outcome is Outcome.ACCEPTED:
+        if answer.outcome is Outcome.ACCEPTED and answer.reason is None:
             return _SENT
         wait = answer.retry_after
         if wait is None and answer.outcome in (Outcome.THROTTLED, Outcome.MISCONFIGURED):
             wait = 0.0  # the gateway's pause holds it back, not a backoff of its own
-        history = backoff.History(message.counted, message.declined, message.in_doubt)
-        next_ = backoff.after(answer.outcome, answer.reason, history, self._policy, wait=wait)
-        if next_.standing is Standing.RETRYING and work.batch.standing is Standing.DOUBTFUL:
-            return replace(next_, standing=Standing.DOUBTFUL)  # an operator had it sent again
-        return next_
+        # The batch knows of a doubt that no outcome shows: an acceptance that could not be recorded.
+        in_doubt = max(message.in_doubt, work.batch.standing is Standing.DOUBTFUL)
+        history = backoff.History(message.counted, message.declined, in_doubt)
+        return backoff.after(answer.outcome, answer.reason, history, self._policy, wait=wait)
 
     def _add(self, work: Work, result: Result) -> None:
         self.results.append((work, result))
@@ -680,7 +686,9 @@ def _books(
     work: Work, message_id: int, outcome: Outcome, reason: Reason, at: float, due_at: datetime | None = None
 ) -> Result:
     """A row of the books for a marked message whose request was not started."""
-    standing = Standing.SUPPRESSED if outcome is Outcome.SUPPRESSED else work.batch.standing
+    standing = work.batch.standing
+    if due_at is None:  # it ends here
+        standing = Standing.UNKNOWN if standing is Standing.DOUBTFUL else Standing.SUPPRESSED
     return Result(
         work.batch.id,
         message_id,

@@ -23,16 +23,23 @@ LAST_ERRORS = 10
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A gateway's row; ``concurrency`` and ``rate`` None mean those of the settings; ``now`` is when it was read."""
+    """A gateway's row; ``concurrency`` and ``rate`` None mean those of the settings; ``now`` is when it was read.
+
+    ``detail`` says in a sentence why it is misconfigured, ``breaker_detail`` why the breaker is not closed.
+    ``identity`` is that of the address and token that some replica began to use last.
+    """
 
     name: str
     concurrency: int | None
     rate: float | None
     state: GatewayState
     reason: str | None
+    detail: str | None
     paused_until: datetime | None
     breaker: BreakerState
     retry_at: datetime | None
+    breaker_detail: str | None
+    identity: str | None
     last_errors: list[dict[str, Any]]
     version: int
     now: datetime
@@ -45,10 +52,17 @@ def _gateway(row: asyncpg.Record) -> Gateway:
         rate=row["rate"],
         state=GatewayState(row["state"]),
         reason=row["reason"],
+        detail=row["detail"] if row["state"] == GatewayState.MISCONFIGURED else None,
         paused_until=row["paused_until"],
         breaker=BreakerState(row["breaker"]),
         retry_at=row["retry_at"],
-        last_errors=row["last_errors"],
+        breaker_detail=row["breaker_detail"] if row["breaker"] != BreakerState.CLOSED else None,
+        identity=row["identity"],
+        # an older version wrote them without what is here
+        last_errors=[
+            {"first_at": each["at"], "count": 1, "message_id": None, "detail": None, **each}
+            for each in row["last_errors"]
+        ],
         version=row["version"],
         now=row["now"],
     )
@@ -125,19 +139,49 @@ async def _set_state(db: Db, name: str, state: GatewayState, if_match: int | Non
         return await get(conn, name)
 
 
-async def misconfigured(db: Db, name: str, reason: str) -> None:
-    """running → misconfigured: it refuses everybody; only a person can put that right."""
+async def identify(db: Db, name: str, identity: str) -> None:
+    """A replica begins to use this address and token: that is the newest identity from now on.
+
+    A refusal belongs to what it was made with, so another identity starts a misconfigured gateway again.
+    """
     await db.execute(
         """
         WITH changed AS (
-            UPDATE gateways SET state = 'misconfigured', reason = $2, version = version + 1
-            WHERE name = $1 AND state = 'running' RETURNING name
+            UPDATE gateways
+            SET identity = $2,
+                state = CASE WHEN state = 'misconfigured' AND identity IS NOT NULL THEN 'running' ELSE state END,
+                reason = CASE WHEN state = 'misconfigured' AND identity IS NOT NULL THEN NULL ELSE reason END,
+                version = version + (state = 'misconfigured' AND identity IS NOT NULL)::int
+            WHERE name = $1 AND identity IS DISTINCT FROM $2 RETURNING name
+        )
+        SELECT pg_notify($3, '') FROM changed
+        """,
+        name,
+        identity,
+        CHANNEL,
+    )
+
+
+async def misconfigured(db: Db, name: str, reason: str, detail: str | None = None, identity: str | None = None) -> None:
+    """running → misconfigured: it refuses everybody; only a person can put that right.
+
+    ``detail`` is the sentence for that person. Nothing happens when the refusal was made with another ``identity``
+    than the newest.
+    """
+    await db.execute(
+        """
+        WITH changed AS (
+            UPDATE gateways SET state = 'misconfigured', reason = $2, detail = $4, version = version + 1
+            WHERE name = $1 AND state = 'running' AND ($5::text IS NULL OR identity IS NULL OR identity = $5)
+            RETURNING name
         )
         SELECT pg_notify($3, '') FROM changed
         """,
         name,
         reason,
         CHANNEL,
+        detail,
+        identity,
     )
 
 
@@ -175,13 +219,13 @@ async def unthrottled(db: Db, name: str) -> None:
     await db.execute("UPDATE gateways SET throttles = 0 WHERE name = $1 AND throttles > 0", name)
 
 
-async def open_breaker(db: Db, name: str) -> None:
-    """closed, half_open → open, for 10 s at first and twice as long each time in a row."""
+async def open_breaker(db: Db, name: str, detail: str | None = None) -> None:
+    """closed, half_open → open, for 10 s at first and twice as long each time in a row; ``detail`` says why."""
     await db.execute(
         """
         WITH changed AS (
             UPDATE gateways
-            SET breaker = 'open', openings = openings + 1,
+            SET breaker = 'open', breaker_detail = $5, openings = openings + 1,
                 retry_at = now() + interval '1 second' * least($3, $2 * power(2, least(openings, 12)))
             WHERE name = $1 AND breaker <> 'open' RETURNING name
         )
@@ -191,6 +235,7 @@ async def open_breaker(db: Db, name: str) -> None:
         float(OPEN_SECONDS),
         float(OPEN_CAP),
         CHANNEL,
+        detail,
     )
 
 
@@ -255,9 +300,11 @@ async def charge(db: Db, name: str, tokens: float) -> None:
 
 
 async def note_errors(db: Db, name: str, errors: list[dict[str, Any]]) -> None:
-    """Keep the newest errors for people to read, newest first; each has ``at outcome status_code reason``.
+    """Keep the newest errors for people to read, newest first, those of one kind as one: counted, from first to last.
 
-    ``at`` is when the request was started, which is not the order in which they end.
+    Each has ``at first_at count outcome status_code reason message_id detail``; a kind is outcome, status code and
+    reason, and the words are those of its newest. ``at`` is when the request was started, which is not the order in
+    which they end.
     """
     await db.execute(
         """
@@ -266,8 +313,13 @@ async def note_errors(db: Db, name: str, errors: list[dict[str, Any]]) -> None:
             SELECT coalesce(jsonb_agg(error ORDER BY error ->> 'at' DESC), '[]')
             FROM (
                 -- times of one zone and width: as text they sort as times
-                SELECT error FROM jsonb_array_elements($2::jsonb || last_errors) error
-                ORDER BY error ->> 'at' DESC LIMIT $3
+                SELECT (array_agg(error ORDER BY error ->> 'at' DESC))[1] || jsonb_build_object(
+                           'first_at', min(coalesce(error ->> 'first_at', error ->> 'at')),
+                           'count', sum(coalesce((error ->> 'count')::bigint, 1))
+                       ) AS error
+                FROM jsonb_array_elements($2::jsonb || last_errors) error
+                GROUP BY error -> 'outcome', error -> 'status_code', error -> 'reason'
+                ORDER BY max(error ->> 'at') DESC LIMIT $3
             ) newest
         )
         WHERE name = $1

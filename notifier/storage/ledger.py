@@ -44,14 +44,18 @@ async def mine(db: Db, replica: int, keys: Sequence[tuple[int, int, datetime]]) 
 def standing_after(last: Standing, new: Standing, *, doubts: int) -> Standing:
     """The standing after a late truth: an acceptance always counts, and nothing but it overrules a final one.
 
-    `unknown` is final only for want of better, so whatever is known later overrules it. ``doubts`` are the attempts
+    `unknown` is final only for want of better, so whatever is known later overrules it. ``doubts`` are the requests
     that left open whether the text was sent; the late truth settles one of them, and says nothing of the others.
     """
     if last in (Standing.SENT, Standing.DELIVERED, Standing.UNDELIVERED):
         return last
     if new is Standing.SENT or last in OPEN_STANDINGS or last is Standing.UNKNOWN:
-        return Standing.DOUBTFUL if new is Standing.RETRYING and doubts > 1 else new
+        return _IN_DOUBT.get(new, new) if doubts > 1 else new
     return last
+
+
+# What a truth that says "surely not sent" of one request leaves where another one is in doubt.
+_IN_DOUBT = {Standing.RETRYING: Standing.DOUBTFUL, Standing.FAILED: Standing.UNKNOWN}
 
 
 async def _written(conn: Db, replica: int, result: Result) -> bool:
@@ -86,7 +90,8 @@ async def append_late(db: Db, replica: int, result: Result) -> bool:
                     return False
                 if await _written(conn, replica, result):
                     return True
-                standing = standing_after(head.standing, result.standing, doubts=head.doubts)
+                # what is under way is in doubt until its row is there
+                standing = standing_after(head.standing, result.standing, doubts=head.doubts + head.marked)
                 final = head.given_up or head.standing is Standing.UNKNOWN
                 if standing is Standing.DOUBTFUL and result.outcome in IN_DOUBT and final:
                     standing = Standing.UNKNOWN  # its owner did not know what others did meanwhile

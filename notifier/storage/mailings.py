@@ -25,13 +25,18 @@ WHOLE = "m.audience = (SELECT coalesce(sum(last_id - first_id + 1), 0) FROM slic
 LONGEST_BACKOFF = 300
 
 # Text and gateway are scalar subqueries: a join may become one of whole tables, and then a page costs what lies above
-# it. While the gateway is stopped that is what keeps a mailing waiting.
+# it. While the gateway is stopped, out of order or throttling, that is what keeps a mailing waiting.
 _COLUMNS = """
     m.id, m.name, m.text_version, m.filter, m.starts_at, m.ends_at, m.window_from, m.window_to, m.priority, m.status,
     coalesce(m.status_reason, (
-        SELECT 'gateway_' || state FROM gateways
-        WHERE name = 'default' AND state <> 'running' AND m.status IN ('scheduled', 'running')
-    )) AS status_reason, m.audience, m.planned, m.version, m.created_at, m.updated_at,
+        SELECT CASE WHEN state <> 'running' THEN 'gateway_' || state
+                    WHEN m.status = 'running' AND breaker <> 'closed' THEN 'gateway_unavailable'
+                    WHEN m.status = 'running' AND paused_until > now() THEN 'gateway_throttled' END
+        FROM gateways WHERE name = 'default' AND m.status IN ('scheduled', 'running')
+    )) AS status_reason, (
+        SELECT coalesce(sum(n), 0)::bigint FROM counters c
+        WHERE c.mailing_id = m.id AND (c.standing = 'unknown' OR c.standing = 'doubtful' AND m.over_at IS NOT NULL)
+    ) AS undecided, m.audience, m.planned, m.version, m.created_at, m.updated_at,
     m.started_at, m.over_at AS finished_at, m.archived_at
 """
 _READ = f"""
@@ -55,6 +60,7 @@ def _mailing(row: asyncpg.Record) -> Mailing:
         priority=row["priority"],
         status=MailingStatus(row["status"]),
         status_reason=row["status_reason"],
+        undecided=row["undecided"],
         audience=row["audience"],
         planned=row["planned"],
         version=row["version"],

@@ -163,7 +163,8 @@ class Loaded(NamedTuple):
     """What sending one message needs; ``phone`` is None when the client is gone.
 
     ``recorded``: its (message, seq) row is there already, nothing is left to do. The rest is its history: attempts that
-    count against the cap, that were declined, and that left open whether the text was sent.
+    count against the cap, that were declined because of the message or its recipient, and that left open whether the
+    text was sent; ``let_go``: since the last of these an operator had it sent again.
     """
 
     id: int
@@ -173,13 +174,15 @@ class Loaded(NamedTuple):
     counted: int
     declined: int
     in_doubt: int
+    let_go: bool = False
 
 
 async def load(db: Db, ids: Sequence[int], seqs: Sequence[int]) -> list[Loaded]:
     """One row per id, in the order given. LEFT JOINs, so that a row missing anywhere cannot hide a message."""
     rows = await db.fetch(
         """
-        SELECT t.id, c.phone, c.timezone, coalesce(h.recorded, false) AS recorded, h.counted, h.declined, h.in_doubt
+        SELECT t.id, c.phone, c.timezone, coalesce(h.recorded, false) AS recorded, h.counted, h.declined, h.in_doubt,
+               coalesce(h.last_let_go > h.last_doubt, false) AS let_go
         FROM unnest($1::bigint[], $2::smallint[]) WITH ORDINALITY t (id, seq, position)
         LEFT JOIN messages m ON m.id = t.id
         LEFT JOIN clients c ON c.id = m.client_id
@@ -187,8 +190,11 @@ async def load(db: Db, ids: Sequence[int], seqs: Sequence[int]) -> list[Loaded]:
             SELECT bool_or(a.seq = t.seq) AS recorded,
                    count(*) FILTER (WHERE a.outcome IN ('declined', 'unavailable', 'unknown', 'interrupted')
                                       AND a.reason IS DISTINCT FROM 'outage') AS counted,
-                   count(*) FILTER (WHERE a.outcome = 'declined') AS declined,
-                   count(*) FILTER (WHERE a.outcome IN ('unknown', 'interrupted')) AS in_doubt
+                   count(*) FILTER (WHERE a.outcome = 'declined'
+                                      AND a.reason IS DISTINCT FROM 'account_refused') AS declined,
+                   count(*) FILTER (WHERE a.outcome IN ('unknown', 'interrupted')) AS in_doubt,
+                   max(a.seq) FILTER (WHERE a.outcome IN ('unknown', 'interrupted')) AS last_doubt,
+                   max(a.seq) FILTER (WHERE a.outcome = 'resolved') AS last_let_go
             FROM attempts a WHERE a.message_id = t.id
         ) h
         ORDER BY t.position

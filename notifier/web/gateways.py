@@ -20,6 +20,7 @@ class Breaker:
 
     state: BreakerState
     retry_at: datetime | None
+    detail: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Shown:
     url: str | None
     state: GatewayState
     reason: str | None
+    detail: str | None
     concurrency: int
     rate: float
     timeout: float
@@ -47,12 +49,13 @@ def shown(gateway: gateways.Gateway, defaults: GatewayDefaults) -> Shown:
         url=defaults.url and _without_credentials(defaults.url),
         state=GatewayState.UNCONFIGURED if defaults.url is None else gateway.state,
         reason=gateway.reason,
+        detail=gateway.detail,
         concurrency=defaults.concurrency if gateway.concurrency is None else gateway.concurrency,
         rate=defaults.rate if gateway.rate is None else gateway.rate,
         timeout=defaults.timeout,
         on_unknown=defaults.on_unknown,
         paused_until=gateway.paused_until,
-        breaker=Breaker(gateway.breaker, gateway.retry_at),
+        breaker=Breaker(gateway.breaker, gateway.retry_at, gateway.breaker_detail),
         last_errors=gateway.last_errors,
         version=gateway.version,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from notifier.models import Mailing, MailingStatus
+from notifier.models import Mailing, MailingStatus, StatusReason
 from notifier.storage import mailings, queue
 from notifier.storage.database import Db
 from notifier.web import schemas
@@ -23,12 +23,14 @@ SALE = {
 # No example may go to everybody: it takes one press of Execute.
 NOW = {"text": "The water is off until six.", "filter": {"tags": ["staff"]}, "ends_at": "2030-01-01T00:00:00Z"}
 AWAITING = (MailingStatus.SCHEDULED, MailingStatus.RUNNING)
+# Reasons that pass by themselves, so what a person has to change comes before them.
+PASSING = (StatusReason.GATEWAY_UNAVAILABLE, StatusReason.GATEWAY_THROTTLED)
 
 
 async def shown(db: Db, context: Context, found: Sequence[Mailing]) -> list[Mailing]:
     """Return the mailings, each with what keeps it from being sent where nothing else is said of it."""
     awaiting = [mailing for mailing in found if mailing.status in AWAITING]
-    silent = [mailing for mailing in awaiting if mailing.status_reason is None]
+    silent = [mailing for mailing in awaiting if mailing.status_reason in (None, *PASSING)]
     reasons: dict[int, str] = {}
     if context.gateway.url is None:
         reasons = {mailing.id: "gateway_unconfigured" for mailing in awaiting}
@@ -36,7 +38,7 @@ async def shown(db: Db, context: Context, found: Sequence[Mailing]) -> list[Mail
         reasons = {mailing.id: "paused_by_settings" for mailing in silent}
     elif silent and await context.hold.reason() is not None:
         reasons = {mailing.id: "held_as_copy" for mailing in silent}
-    elif windows := [mailing.id for mailing in silent if mailing.window and mailing.audience]:
+    elif windows := [m.id for m in silent if m.window and m.audience and m.status_reason is None]:
         reasons = dict.fromkeys(await queue.hours_open_at(db, windows), "window")
     return [replace(m, status_reason=reasons[m.id]) if m.id in reasons else m for m in found]
 

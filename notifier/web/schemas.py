@@ -815,9 +815,14 @@ class MailingOut(Schema):
             "enum": [*StatusReason, None],
             "description": "How it finished: `completed`, `ended` (its end came first), `nobody_matched` (look at the "
             "filter). What a scheduled or running one waits for: `gateway_unconfigured`, `gateway_paused`, "
-            "`gateway_misconfigured`, `paused_by_settings`, `held_as_copy` (the database was last used elsewhere and "
-            "is not released), `window` (the local hours of all that are left).",
+            "`gateway_misconfigured`, `gateway_unavailable` (its breaker is not closed), `gateway_throttled` (it asked "
+            "for a pause), `paused_by_settings`, `held_as_copy` (the database was last used elsewhere and is not "
+            "released), `window` (the local hours of all that are left).",
         },
+    )
+    undecided = fields.Integer(
+        required=True,
+        metadata={"description": "Messages that are `unknown`, so that somebody has to decide about them."},
     )
     audience = fields.Integer(required=True, metadata={"description": "Messages planned so far."})
     created_at = Moment(required=True)
@@ -1023,15 +1028,28 @@ class BreakerOut(Schema):
 
     state = Choice(*BreakerState, required=True)
     retry_at = Moment(required=True, allow_none=True)
+    detail = fields.String(
+        required=True, allow_none=True, metadata={"description": "A sentence: why it is not closed."}
+    )
 
 
 class GatewayErrorOut(Schema):
-    """An answer that was no success."""
+    """Answers of one kind that were no success: of one outcome, status code and reason."""
 
-    at = fields.String(required=True, metadata={"format": "date-time"})
+    at = fields.String(required=True, metadata={"format": "date-time", "description": "The last one."})
+    first_at = fields.String(required=True, metadata={"format": "date-time"})
+    count = fields.Integer(required=True, metadata={"description": "How many of this kind, from `first_at` to `at`."})
     outcome = Choice(*Outcome, required=True)
     status_code = fields.Integer(required=True, allow_none=True)
     reason = fields.String(required=True, allow_none=True)
+    message_id = fields.Integer(
+        required=True, allow_none=True, metadata={"description": "The message that the last one was about."}
+    )
+    detail = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "The gateway's words in the last one, cut and without phone numbers."},
+    )
 
 
 class GatewayOut(Schema):
@@ -1041,6 +1059,11 @@ class GatewayOut(Schema):
     url = fields.String(required=True, allow_none=True)
     state = Choice(*GatewayState, required=True)
     reason = fields.String(required=True, allow_none=True)
+    detail = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "A sentence: why it is misconfigured, with the gateway's own words."},
+    )
     concurrency = fields.Integer(required=True)
     rate = fields.Float(required=True)
     timeout = fields.Float(required=True, metadata={"description": "Seconds for a whole request."})

@@ -16,9 +16,10 @@ import pytest
 import structlog.testing
 
 from notifier import telemetry
-from notifier.delivery import gateway, limits, recorder, scheduler, sender
+from notifier.delivery import backoff, gateway, limits, recorder, scheduler, sender
 from notifier.errors import Conflict
 from notifier.models import Filter, Mailing, MailingStatus, OnUnknown, Outcome, Standing, Status, Window
+from notifier.simulator import Simulator
 from notifier.storage import audience, clients, gateways, ledger, mailings, messages, queue
 from notifier.storage.audience import Unplanned
 from notifier.storage.installation import Hold
@@ -146,6 +147,7 @@ async def test_hold_never_sends_again_by_itself_and_an_operator_decides(world: W
     mailing = await world.mailing()
     await world.until(mailing, unknown=4)
     await world.finished(mailing)
+    assert await world.outcomes(mailing) == {"unknown": 4}
     ids = [message.id for message in await world.messages(mailing)]
     await ledger.resolve(world.db, ids[0], "sent")
     await ledger.resolve(world.db, ids[1], "failed")
@@ -155,6 +157,106 @@ async def test_hold_never_sends_again_by_itself_and_an_operator_decides(world: W
     await world.finished(mailing)
     with pytest.raises(Conflict):
         await ledger.resolve(world.db, ids[2], "again")
+
+
+async def test_a_change_to_hold_holds_what_is_queued_in_doubt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has one request in doubt under `retry` when the replica comes back with `hold`: none is sent again."""
+    monkeypatch.setattr(backoff, "BASE", 6.0)
+    monkeypatch.setattr(backoff, "backoff", lambda tries: 0.5)
+    await world.clients(4)
+    world.simulator.script({"match": {"attempt": 1}, "do": {"kind": "reset", "accept": True}})
+    engine = await world.replica()
+    mailing = await world.mailing()
+    await world.until(mailing, retrying=4)
+    await gateways.pause(world.db, "default")
+    await engine.stop(1)
+    world.schedulers.remove(engine)
+    asked = len(world.simulator.entries())
+    await world.replica(policy=OnUnknown.HOLD)
+    await gateways.resume(world.db, "default")
+    await world.until(mailing, unknown=4)
+    await world.finished(mailing)
+    assert len(world.simulator.entries()) == asked == 4
+    found = await world.messages(mailing)
+    assert {(m.reason, m.attempts, len(m.timeline)) for m in found} == {("held", 1, 2)}
+    await ledger.resolve(world.db, found[0].id, "again")  # by a person it may be sent again
+    await world.until(mailing, unknown=3, sent=1)
+    await world.check(mailing)
+
+
+DOUBTS: dict[str, tuple[list[dict[str, Any]], str, str | None]] = {
+    "409": ([{"kind": "status", "status": 409, "text": '{"message":"exists"}'}], "sent", "already_accepted"),
+    "a duplicate, by its words": (
+        [{"kind": "code", "code": 9, "message": "duplicate"}], "sent", "already_accepted"
+    ),
+    "refused, then 409": (
+        [{"kind": "status", "status": 503}, {"kind": "status", "status": 409}], "sent", "already_accepted"
+    ),
+    "a rejection": ([{"kind": "status", "status": 400, "text": "bad text"}], "unknown", "rejected"),
+    "refused, then a rejection": (
+        [{"kind": "status", "status": 503}, {"kind": "status", "status": 422, "text": "bad text"}],
+        "unknown",
+        "rejected",
+    ),
+    "declined again and again": ([{"kind": "code", "code": 7, "message": "not now"}] * 5, "unknown", "declined"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DOUBTS)
+async def test_a_refusal_does_not_end_a_doubt(world: World, case: str) -> None:
+    """The first request was taken, though its answer never came; whatever comes later, it is not `failed`."""
+    answers, status, reason = DOUBTS[case]
+    await world.clients(1)
+    world.simulator.script(
+        {"match": {"attempt": 1}, "do": {"kind": "reset", "accept": True}},
+        *({"match": {"attempt": n}, "do": answer} for n, answer in enumerate(answers, 2)),
+    )
+    await world.replica()
+    mailing = await world.mailing()
+    await world.until(mailing, **{status: 1})
+    await world.finished(mailing)
+    await world.check(mailing)
+    (message,) = await world.messages(mailing)
+    assert (message.reason, message.attempts) == (reason, 1 + len(answers))
+    if status == "unknown":
+        words = {"rejected": "bad text", "declined": "7: not now"}[str(reason)]
+        assert message.timeline[-1].detail == words
+
+
+@pytest.mark.parametrize(
+    "again",
+    [{"kind": "status", "status": 409}, {"kind": "code", "code": 9, "message": "duplicate"}],
+    ids=["409", "200"],
+)
+async def test_a_slow_gateway_that_drops_repetitions_loses_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch, again: dict[str, Any]
+) -> None:
+    """It takes every message and answers too late; the repetition it refuses: sixty texts were sent."""
+    monkeypatch.setattr(gateways, "OPEN_SECONDS", 0.2)
+    monkeypatch.setattr(gateways, "OPEN_CAP", 0.2)
+    await world.clients(60)
+    world.simulator.script({"match": {"attempt": 1}, "do": {"kind": "hang", "accept": True}}, {"do": again})
+    await world.replica(timeout=0.3, concurrency=30)
+    mailing = await world.mailing()
+    await world.until(mailing, sent=60)
+    await world.finished(mailing)
+    await world.check(mailing)
+    assert (await gateways.get(world.db, "default")).state == "running"
+
+
+async def test_a_client_that_is_erased_after_a_doubt_is_unknown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`suppressed` says that nothing was sent."""
+    monkeypatch.setattr(backoff, "backoff", lambda tries: 1.0)
+    await world.clients(1)
+    world.simulator.script({"match": {"attempt": 1}, "do": {"kind": "reset", "accept": True}})
+    await world.replica()
+    mailing = await world.mailing()
+    await world.until(mailing, retrying=1)
+    await clients.delete(world.db, await world.db.fetchval("SELECT id FROM clients"))
+    await world.until(mailing, unknown=1)
+    (message,) = await world.messages(mailing)
+    assert message.reason == "client_deleted"
+    assert len(world.simulator.entries()) == 1
 
 
 async def test_a_client_that_is_erased_while_queued_is_suppressed(world: World) -> None:
@@ -220,6 +322,142 @@ async def test_twenty_rejections_in_a_row_are_the_gateways_fault(world: World) -
     mailing = await world.mailing()
     await world.until(mailing, failed=20, waiting=40)
     assert (await gateways.get(world.db, "default")).state == "misconfigured"
+
+
+ABOUT_US: list[dict[str, Any]] = [
+    {"kind": "code", "code": 4, "message": "Bad Credentials"},
+    {"kind": "status", "status": 400, "text": '{"error":"insufficient funds"}'},
+    {"kind": "code", "code": 13, "message": "x1"},
+]
+
+
+@pytest.mark.parametrize("do", ABOUT_US, ids=["words in a 200", "words in a 400", "the same code and words"])
+async def test_twenty_refusals_that_are_about_us_stop_the_gateway_and_fail_nobody(
+    world: World, do: dict[str, Any]
+) -> None:
+    await world.clients(200)
+    world.simulator.script({"do": do})
+    await world.replica(concurrency=10)
+    mailing = await world.mailing()
+
+    async def stopped() -> bool:
+        return (await gateways.get(world.db, "default")).state == "misconfigured"
+
+    await poll_until(stopped)
+    row = await gateways.get(world.db, "default")
+    assert row.reason == ("declined" if do.get("code") == 13 else "account_refused")
+    words = do.get("message", "insufficient funds")
+    assert words in str(row.detail)
+    assert words in row.last_errors[0]["detail"]
+    assert row.last_errors[0]["count"] >= 20
+    assert len(world.simulator.entries()) < 60
+    world.simulator.reset()
+    await gateways.resume(world.db, "default")
+    await world.until(mailing, sent=200)
+    await world.check(mailing)
+
+
+async def test_one_recipient_s_refusal_about_us_is_not_given_up_before_the_gateway_is_stopped(world: World) -> None:
+    await world.clients(1)
+    world.simulator.script({"do": {"kind": "code", "code": 4, "message": "Bad Credentials"}})
+    await world.replica()
+    mailing = await world.mailing()
+
+    async def stopped() -> bool:
+        return (await gateways.get(world.db, "default")).state == "misconfigured"
+
+    await poll_until(stopped)
+    await world.until(mailing, retrying=1)
+    assert await world.outcomes(mailing) == {"declined": 20}
+
+
+async def test_recipients_that_are_refused_for_reasons_of_their_own_do_not_stop_the_gateway(world: World) -> None:
+    """Three bad numbers that are tried again and again, and forty of which no two in a row are refused alike."""
+    await world.clients(43)
+    alike = [{"match": {"phone": FIRST + n}, "do": {"kind": "code", "code": 7, "message": "unknown"}} for n in range(3)]
+    others = [
+        {"match": {"phone": FIRST + n}, "do": {"kind": "status", "status": 400, "text": f"refused: {'xyz'[n % 3]}"}}
+        for n in range(3, 43)
+    ]
+    world.simulator.script(*alike, *others)
+    await world.replica(concurrency=1)
+    mailing = await world.mailing()
+    await world.until(mailing, failed=43)
+    assert (await gateways.get(world.db, "default")).state == "running"
+
+
+@pytest.mark.parametrize("status", [413, 431, 451])
+async def test_a_refusal_of_our_request_as_such_stops_the_gateway_and_fails_nobody(world: World, status: int) -> None:
+    await world.clients(30)
+    world.simulator.script({"do": {"kind": "status", "status": status, "text": "<h1>too large</h1>"}})
+    await world.replica(concurrency=3)
+    mailing = await world.mailing()
+
+    async def stopped() -> bool:
+        return (await gateways.get(world.db, "default")).state == "misconfigured"
+
+    await poll_until(stopped)
+    row = await gateways.get(world.db, "default")
+    assert (row.reason, row.detail) == ("request_refused", f"The gateway answered {status}: <h1>too large</h1>.")
+    assert "failed" not in await world.counts(mailing)
+    world.simulator.reset()
+    await gateways.resume(world.db, "default")
+    await world.until(mailing, sent=30)
+
+
+@pytest.mark.parametrize("status", [407, 511])
+async def test_what_the_network_in_between_refuses_is_put_off(
+    world: World, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateways, "OPEN_SECONDS", 0.2)
+    monkeypatch.setattr(gateways, "OPEN_CAP", 0.2)
+    await world.clients(30)
+    world.simulator.script({"times": 40, "do": {"kind": "status", "status": status, "text": "log in first"}})
+    await world.replica(concurrency=3)
+    mailing = await world.mailing()
+
+    async def open_() -> bool:
+        return (await gateways.get(world.db, "default")).breaker == "open"
+
+    await poll_until(open_)
+    row = await gateways.get(world.db, "default")
+    assert (row.state, row.breaker_detail) == ("running", f"The gateway answered {status}: log in first.")
+    world.simulator.reset()
+    await world.until(mailing, sent=30)
+    assert (await gateways.get(world.db, "default")).breaker_detail is None
+
+
+async def test_a_refused_token_that_is_not_the_newest_stops_only_who_has_it(world: World) -> None:
+    """The token was changed and one replica still has the old one: its 401 does not stop the other."""
+
+    async def newest_is(identity: str) -> bool:
+        return (await gateways.get(world.db, "default")).identity == identity
+
+    await world.clients(30)
+    await world.replica(concurrency=2)
+    await poll_until(lambda: newest_is(world.gateways[0].identity))
+    await world.replica(concurrency=2)
+    world.gateways[1].use("newest")
+    await poll_until(lambda: newest_is(world.gateways[1].identity))
+    world.simulator.stop()
+    world.simulator = Simulator(token="newest", ledger=world.simulator.ledger, port=world.simulator.port)
+    with world.simulator:
+        mailing = await world.mailing()
+        await world.until(mailing, sent=30)
+        assert (await gateways.get(world.db, "default")).state == "running"
+        refused = [entry for entry in world.simulator.entries() if not entry.authorized]
+        assert len(refused) <= 2
+
+        await world.schedulers.pop().stop(1)
+        world.gateways[0].use("wrong")  # now that one is the newest
+        mailing = await world.mailing()
+
+        async def stopped() -> bool:
+            return (await gateways.get(world.db, "default")).state == "misconfigured"
+
+        await poll_until(stopped)
+        world.gateways[0].use("newest")  # a stop belongs to the token it was made with
+        await world.until(mailing, sent=30)
 
 
 async def test_an_outage_costs_no_message_and_no_attempt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1172,9 +1410,9 @@ async def test_only_the_probes_answer_closes_an_open_breaker(world: World, monke
     opened: list[str] = []
     open_breaker = gateways.open_breaker
 
-    async def counted(db: Any, name: str) -> Any:
+    async def counted(db: Any, name: str, *why: Any) -> Any:
         opened.append(name)
-        return await open_breaker(db, name)
+        return await open_breaker(db, name, *why)
 
     monkeypatch.setattr(gateways, "open_breaker", counted)
     await world.clients(40)

@@ -13,7 +13,7 @@ import pytest
 
 from notifier.delivery import backoff, limits, recorder, scheduler, sender, session
 from notifier.models import OnUnknown
-from notifier.storage import ledger
+from notifier.storage import ledger, queue
 from tests import conftest
 from tests.delivery import test_delivery, test_session, test_watch
 from tests.delivery.conftest import World
@@ -40,12 +40,16 @@ async def _forget_the_late(self: recorder.Recorder) -> None:
     self._late.clear()
 
 
-def _whoever_answers(self: limits.Limits, answer: Any, started: Any, *, probe: bool = False) -> Any:
-    return _note(self, answer, started, probe=True)
+def _whoever_answers(self: limits.Limits, *given: Any, **more: Any) -> Any:
+    return _note(self, *given, **(more | {"probe": True}))
 
 
 def _again_and_again(outcome: Any, reason: Any, history: Any, _: OnUnknown, *, wait: float | None = None) -> Any:
     return _after(outcome, reason, history, OnUnknown.RETRY, wait=wait)
+
+
+async def _let_go(*given: Any) -> Any:
+    return [message._replace(let_go=True) for message in await _load(*given)]
 
 
 def _always_trusted(self: session.Session) -> bool:
@@ -58,7 +62,7 @@ async def _two_ahead(conn: Any, head: Any, *rest: Any) -> None:
 
 
 _stage, _look, _note, _write = sender.Sender._stage, scheduler.Watch.look, limits.Limits.note, ledger._write
-_after = backoff.after
+_after, _load = backoff.after, queue.load
 
 
 class Hole(NamedTuple):
@@ -105,6 +109,9 @@ HOLES: dict[str, Hole] = {
         "after",
         _again_and_again,
         test_delivery.test_hold_never_sends_again_by_itself_and_an_operator_decides,
+    ),
+    "in doubt when hold begins: never again by itself": Hole(
+        queue, "load", _let_go, test_delivery.test_a_change_to_hold_holds_what_is_queued_in_doubt
     ),
     "only the probe closes the breaker": Hole(
         limits.Limits, "note", _whoever_answers, test_delivery.test_only_the_probes_answer_closes_an_open_breaker

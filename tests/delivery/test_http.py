@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from notifier.models import Outcome, Reason
 from tests.conftest import poll_until
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{"code":0}'
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 FIN = b""  # in a script: no more comes
 
 
@@ -200,9 +202,17 @@ async def test_what_nobody_asked_for_closes_the_connection() -> None:
         ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"99\r\n{", FIN], Reason.RESET),
         ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"zz\r\n{"], Reason.BAD_ANSWER),
         ([b"SSH-2.0-OpenSSH_9.2\r\n"], Reason.BAD_ANSWER),
-        ([OK + b"and more"], Reason.BAD_ANSWER),
-        ([b"HTTP/1.1 200 OK\r\n" + b"X-Long: %b\r\n" % (b"x" * 9_000)], Reason.BAD_ANSWER),
-        ([b"HTTP/1.1 200 OK\r\n" + b"X-Many: 1\r\n" * 200], Reason.BAD_ANSWER),
+        ([b"HTTP/1.1 twohundred\r\n\r\n"], Reason.BAD_ANSWER),
+        ([b"HTTP/1.1 200 OK\r\n" + b"X-Long: %b\r\n" % (b"x" * 40_000)], Reason.BAD_ANSWER),
+        ([b"HTTP/1.1 200 OK\r\nX-Long: ", *[b"x" * 1_000] * 40], Reason.BAD_ANSWER),
+        ([b"HTTP/1.1 200 OK\r\n" + b"X-Many: 1\r\n" * 4_000], Reason.BAD_ANSWER),
+        ([OK.replace(b"Content", b"Content-Length: 11\r\nContent", 1)], Reason.BAD_ANSWER),
+        ([OK.replace(b"10", b"ten")], Reason.BAD_ANSWER),
+        ([OK.replace(b"C", b"X-A : b\r\nC", 1).replace(b"10", b"70000"), b"x" * 66_000], Reason.BAD_ANSWER),
+        ([OK.replace(b"C", b"X-A : b\r\nC", 1)[:-3], FIN], Reason.RESET),
+        ([CHUNKED.replace(b"Tr", b"X-A : b\r\nTr", 1) + b"2\r\nabcde"], Reason.BAD_ANSWER),
+        ([CHUNKED.replace(b"Tr", b"X-A : b\r\nTr", 1) + b"fffff\r\n", b"x" * 66_000], Reason.BAD_ANSWER),
+        ([CHUNKED.replace(b"Tr", b"X-A : b\r\nTr", 1) + b"1;", *[b"x" * 1_000] * 70], Reason.BAD_ANSWER),
         ([b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"], Reason.BAD_ANSWER),
         ([b"HTTP/1.1 101 Switching Protocols\r\n\r\n"], Reason.BAD_ANSWER),
         ([b"HTTP/1.1 204 No Content\r\n\r\n"], Reason.BAD_ANSWER),
@@ -221,6 +231,57 @@ async def test_an_answer_that_is_none_is_unknown_and_the_connection_closed(scrip
         if b"204" not in b"".join(script):
             await poll_until(lambda: server.open == 0)
         assert (await send(gateway)).outcome is Outcome.ACCEPTED
+
+
+BODY = b'{"code":0}'
+ODD: dict[str, list[bytes]] = {
+    "a length beside chunks": [
+        CHUNKED.replace(b"Tr", b"Content-Length: 10\r\nTr", 1) + b"a\r\n" + BODY + b"\r\n0\r\n\r\n"
+    ],
+    "chunks in pieces, with an extension": [
+        CHUNKED.replace(b"Tr", b"Content-Length: 10\r\nTr", 1),
+        *[bytes([byte]) for byte in b"3;x=y\r\n" + BODY[:3] + b"\r\n7\r\n" + BODY[3:] + b"\r\n0\r\nX: y\r\n\r\n"],
+    ],
+    "two equal lengths": [OK.replace(b"Content", b"Content-Length: 10\r\nContent", 1)],
+    "a list of equal lengths": [OK.replace(b"10", b"10, 10")],
+    "a header of 9 KB": [OK.replace(b"C", b"X-Long: %b\r\nC" % (b"x" * 9_000), 1)],
+    "150 headers": [OK.replace(b"C", b"X-Many: 1\r\n" * 150 + b"C", 1)],
+    "a head of 31 KB in pieces": [OK[:17], *[b"X-Long: %b\r\n" % (b"x" * 1_000)] * 31, OK[17:]],
+    "a blank before a colon": [OK.replace(b"C", b"X-A : b\r\nC", 1)],
+    "a blank before the colon that counts": [OK.replace(b"Length:", b"Length :")],
+    "a warning of PHP in the head": [OK.replace(b"C", b"PHP Warning:  no such file in /srv/x.php on line 3\r\nC", 1)],
+    "a folded line": [OK.replace(b"C", b"X-A : b\r\n and more\r\nC", 1)],
+    "no length, an odd line": [b"HTTP/1.1 200 OK\r\nnonsense\r\n\r\n" + BODY, FIN],
+    "bytes after the answer": [OK + b"and more"],
+    "bytes after Connection: close": [OK.replace(b"C", b"Connection: close\r\nC", 1) + b"\r\nand more"],
+    "a reason in cp1251": [OK.replace(b"OK", "Хорошо".encode("cp1251"), 1)],
+    "bare line feeds": [OK.replace(b"\r\n", b"\n")],
+    "an odd answer after an informational one": [b"HTTP/1.1 100 Continue\r\nX-A : b\r\n\r\n", OK],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+async def test_an_answer_is_read_as_others_read_it(name: str) -> None:
+    """Not by the book, but curl and browsers read it, and the message is sent; what follows is not harmed."""
+    async with serving(ODD[name], [OK]) as (_, gateway):
+        assert await send(gateway) == Answer(Outcome.ACCEPTED, None, 200)
+        assert await send(gateway) == Answer(Outcome.ACCEPTED, None, 200)
+
+
+async def test_a_refusal_in_an_odd_head_stands_whatever_its_body_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notifier.delivery.http.REST_TIMEOUT", 0.05)
+    head = b"HTTP/1.1 429 Slow Down\r\nX-A : b\r\nretry-after: 9\r\nContent-Length: 100\r\n\r\nit ne"
+    for rest in ([], [FIN], [b"x" * 70_000]):
+        async with serving([head, *rest], [OK]) as (_, gateway):
+            answer = await send(gateway)
+            assert (answer.outcome, answer.status_code, answer.retry_after) == (Outcome.THROTTLED, 429, 9)
+            assert (await send(gateway)).outcome is Outcome.ACCEPTED
+
+
+async def test_an_answer_that_cannot_be_read_says_why() -> None:
+    async with serving([b"SSH-2.0-OpenSSH_9.2\r\n"], [OK.replace(b"10", b"10, 11")]) as (_, gateway):
+        assert (await send(gateway)).detail == r"no HTTP response begins with 'SSH-2.0-OpenSSH_9.2\r\n'"
+        assert str((await send(gateway)).detail).startswith("Content-Length: ")
 
 
 @pytest.mark.parametrize(
@@ -256,6 +317,40 @@ async def test_what_is_idle_for_long_is_closed_and_not_used(monkeypatch: pytest.
         monkeypatch.setattr("notifier.delivery.gateway.KEEP_ALIVE", -1.0)
         await send(gateway)
     assert [number for number, _ in server.requests][-1] == 2
+
+
+async def test_a_server_s_own_word_on_idle_connections_is_kept() -> None:
+    """`Keep-Alive: timeout=1`: after 0.9 s the connection may be on its way out, though we would keep it for longer."""
+    short = OK.replace(b"C", b"Keep-Alive: max=100, timeout=1\r\nC", 1)
+    async with serving([short], [short], [short]) as (server, gateway):
+        await send(gateway)
+        await send(gateway)
+        await asyncio.sleep(0.9)
+        await send(gateway)
+    assert [number for number, _ in server.requests] == [0, 0, 1]
+
+
+async def test_how_long_a_server_keeps_an_idle_connection_is_learnt_from_its_closing() -> None:
+    async with serving([OK], [OK], [OK]) as (server, gateway):
+        await send(gateway)
+        await asyncio.sleep(0.6)
+        server.writers[0].close()
+        await poll_until(lambda: server.open == 0)
+        await send(gateway)
+        await asyncio.sleep(0.6)  # it may close again at this moment
+        await send(gateway)
+    assert [number for number, _ in server.requests] == [0, 1, 2]
+
+
+async def test_an_end_that_the_loop_has_not_seen_yet_is_looked_for_before_a_connection_is_used() -> None:
+    """The process was busy for a moment, and the gateway closed meanwhile: what is written then would be lost."""
+    async with serving([OK], [OK]) as (server, gateway):
+        await send(gateway)
+        await asyncio.sleep(0.06)
+        with socket.socket(fileno=os.dup(server.writers[0].get_extra_info("socket").fileno())) as theirs:
+            theirs.shutdown(socket.SHUT_WR)
+        assert (await send(gateway)).outcome is Outcome.ACCEPTED
+    assert [number for number, _ in server.requests] == [0, 1]
 
 
 async def test_closing_breaks_off_what_is_under_way() -> None:

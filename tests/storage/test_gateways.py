@@ -7,8 +7,10 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import ANY
 
 import asyncpg
 import pytest
@@ -364,18 +366,62 @@ async def test_without_the_lock_tokens_are_taken_twice(db: Pool) -> None:
 # ---- errors -------------------------------------------------------------------------------------------------------
 
 
-async def test_the_last_ten_errors_are_kept_newest_first(db: Pool) -> None:
-    def errors(*numbers: int) -> list[dict[str, Any]]:
-        times = (f"2026-01-31T09:00:{n:02}.000000Z" for n in numbers)
-        return [{"at": at, "outcome": "unknown", "status_code": None, "reason": None} for at in times]
+def error(minute: int, status: int | None = None, **more: Any) -> dict[str, Any]:
+    """One error of a kind that its status tells."""
+    at = f"2026-01-31T09:{minute:02}:00.000000Z"
+    usual = {"at": at, "first_at": at, "count": 1, "message_id": minute, "detail": f"words {minute}"}
+    return {**usual, "outcome": "unknown", "status_code": status, "reason": None, **more}
 
-    await gateways.note_errors(db, NAME, errors(1, 2, 3))
-    assert (await gateways.get(db, NAME)).last_errors == errors(3, 2, 1)
+
+async def test_errors_of_a_kind_are_one_with_the_newest_s_words(db: Pool) -> None:
+    """A thousand of one kind do not push out the one of another, and those of another replica come late."""
+    await gateways.note_errors(db, NAME, [error(1, 500), error(3, 502, count=4, first_at=error(2)["at"])])
     await gateways.note_errors(db, NAME, [])
-    await gateways.note_errors(db, NAME, errors(*range(4, 12)))
-    assert (await gateways.get(db, NAME)).last_errors == errors(*range(11, 1, -1))
-    await gateways.note_errors(db, NAME, errors(*range(20, 40)))
-    assert (await gateways.get(db, NAME)).last_errors == errors(*range(39, 29, -1))
-    # Those of a slow request, or of another replica, come late.
-    await gateways.note_errors(db, NAME, errors(41, 35, 40, 1))
-    assert (await gateways.get(db, NAME)).last_errors == errors(41, 40, 39, 38, 37, 36, 35, 35, 34, 33)
+    await gateways.note_errors(db, NAME, [error(9, 502, count=1_000, first_at=error(5)["at"]), error(4)])
+    await gateways.note_errors(db, NAME, [error(0, 502)])
+    assert (await gateways.get(db, NAME)).last_errors == [
+        error(9, 502, count=1_005, first_at=error(0)["at"]),
+        error(4),
+        error(1, 500),
+    ]
+
+
+async def test_the_last_ten_kinds_are_kept_newest_first(db: Pool) -> None:
+    await gateways.note_errors(db, NAME, [error(minute, 500 + minute) for minute in range(12)])
+    await gateways.note_errors(db, NAME, [error(30, 540)])
+    kept = (await gateways.get(db, NAME)).last_errors
+    assert [each["status_code"] for each in kept] == [540, *range(511, 502, -1)]
+
+
+# ---- identity -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_refusal_counts_only_with_the_newest_identity(db: Pool) -> None:
+    await gateways.identify(db, NAME, "old")
+    await gateways.identify(db, NAME, "new")
+    await gateways.misconfigured(db, NAME, "unauthorized", "refused", "old")
+    assert (await gateways.get(db, NAME)).state == "running"
+    await gateways.misconfigured(db, NAME, "unauthorized", "refused", "new")
+    gateway = await gateways.get(db, NAME)
+    assert (gateway.state, gateway.detail) == ("misconfigured", "refused")
+
+
+@pytest.mark.parametrize("state_before", ["misconfigured", "paused"])
+async def test_another_identity_ends_a_refusal_but_no_pause_by_hand(db: Pool, state_before: str) -> None:
+    await gateways.identify(db, NAME, "old")
+    await state(db, state=state_before, reason="x", detail="words")
+    before = await gateways.get(db, NAME)
+    await gateways.identify(db, NAME, "old")  # a restart with the same
+    assert await gateways.get(db, NAME) == replace(before, now=ANY)
+    await gateways.identify(db, NAME, "new")
+    after = await gateways.get(db, NAME)
+    if state_before == "paused":
+        assert (after.state, after.reason, after.version) == ("paused", "x", before.version)
+    else:
+        assert (after.state, after.reason, after.detail, after.version) == ("running", None, None, before.version + 1)
+
+
+async def test_what_was_refused_before_identities_were_known_stays_so(db: Pool) -> None:
+    await gateways.misconfigured(db, NAME, "unauthorized")
+    await gateways.identify(db, NAME, "first")
+    assert (await gateways.get(db, NAME)).state == "misconfigured"

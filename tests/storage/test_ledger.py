@@ -64,10 +64,10 @@ KEPT = {
     **{past: dict.fromkeys(LATE, past) for past in ("sent", "delivered", "undelivered")},
     **{past: {late: past for late in LATE if late != "sent"} for past in ("failed", "suppressed")},
     # one doubt is settled, the other is not
-    "doubtful twice": {"retrying": "doubtful"},
+    "doubtful twice": {"retrying": "doubtful", "failed": "unknown"},
     # one doubt more never overrules unknown
     "unknown": {"doubtful": "unknown"},
-    "unknown twice": {"retrying": "doubtful", "doubtful": "unknown"},
+    "unknown twice": {"retrying": "doubtful", "failed": "unknown", "doubtful": "unknown"},
 }
 
 

@@ -341,8 +341,19 @@ async def test_load_tells_the_history_of_each(db: Pool) -> None:
     )
     for seq, recorded in ((8, True), (9, False)):
         loaded, other = await queue.load(db, ids, [seq, 1])
-        assert loaded[3:] == (recorded, 4, 1, 2)
-        assert other[3:] == (False, 0, 0, 0)
+        assert loaded[3:] == (recorded, 4, 1, 2, False)
+        assert other[3:] == (False, 0, 0, 0, False)
+
+
+async def test_load_tells_who_was_let_go_since_the_last_doubt_and_who_was_declined_for_our_sake(db: Pool) -> None:
+    mailing_id, ids = await running(db, 2)
+    doubt, again = ("unknown", "unknown", "timeout"), ("resolved", "doubtful", "operator")
+    declined = ("declined", "doubtful", "account_refused")
+    await insert_ledger(db, mailing_id, ids[0], doubt, again, declined)
+    await insert_ledger(db, mailing_id, ids[1], doubt, again, ("unknown", "doubtful", "timeout"))
+    let_go, in_doubt_anew = await queue.load(db, ids, [4, 4])
+    assert let_go[4:] == (2, 0, 1, True)
+    assert in_doubt_anew[4:] == (2, 0, 2, False)
 
 
 async def test_without_left_joins_a_deleted_client_hides_a_message(db: Pool) -> None:

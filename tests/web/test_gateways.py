@@ -12,12 +12,13 @@ DEFAULT: dict[str, Any] = {
     "url": "http://127.0.0.1:9",
     "state": "running",
     "reason": None,
+    "detail": None,
     "concurrency": 100,
     "rate": 0.0,
     "timeout": 15.0,
     "on_unknown": "retry",
     "paused_until": None,
-    "breaker": {"state": "closed", "retry_at": None},
+    "breaker": {"state": "closed", "retry_at": None, "detail": None},
     "last_errors": [],
 }
 
@@ -70,9 +71,10 @@ async def test_a_gateway_is_stopped_and_started_by_hand(api: Api, db: Pool) -> N
     assert (paused.status, paused.json["state"], paused.json["reason"]) == (200, "paused", "operator")
     assert (await api.post("/gateways/default/resume")).json == DEFAULT
 
-    await gateways.misconfigured(db, "default", "unauthorized")
+    why = "The gateway answered 401: no such token."
+    await gateways.misconfigured(db, "default", "unauthorized", why)
     found = (await api.get("/gateways/default")).json
-    assert (found["state"], found["reason"]) == ("misconfigured", "unauthorized")
+    assert (found["state"], found["reason"], found["detail"]) == ("misconfigured", "unauthorized", why)
     assert (await api.post("/gateways/default/resume")).json == DEFAULT
     assert len(api.woken) == 3
 
@@ -87,14 +89,23 @@ async def test_a_change_of_an_older_version_is_refused(api: Api) -> None:
 
 async def test_the_last_errors_and_the_breaker_are_shown(api: Api, db: Pool) -> None:
     error = {"at": "2026-03-01T09:00:00.000000Z", "outcome": "unavailable", "status_code": 503, "reason": "unavailable"}
-    await gateways.note_errors(db, "default", [error])
-    await gateways.open_breaker(db, "default")
+    seen = {"first_at": "2026-03-01T08:00:00.000000Z", "count": 7, "message_id": 12, "detail": "down for <b>repair</b>"}
+    await gateways.note_errors(db, "default", [error | seen])
+    await gateways.open_breaker(db, "default", "The gateway answered 503: down for repair.")
 
     found = (await api.get("/gateways/default")).json
 
-    assert found["last_errors"] == [error]
+    assert found["last_errors"] == [error | seen]
     assert found["breaker"]["state"] == "open"
+    assert found["breaker"]["detail"] == "The gateway answered 503: down for repair."
     assert found["breaker"]["retry_at"].endswith("Z")
+
+
+async def test_an_error_that_an_older_version_noted_is_shown_whole(api: Api, db: Pool) -> None:
+    error = {"at": "2026-03-01T09:00:00.000000Z", "outcome": "unavailable", "status_code": 503, "reason": "unavailable"}
+    await db.execute("UPDATE gateways SET last_errors = $1", [error])
+    [found] = (await api.get("/gateways/default")).json["last_errors"]
+    assert found == {**error, "first_at": error["at"], "count": 1, "message_id": None, "detail": None}
 
 
 async def test_an_address_is_shown_without_credentials(make_api: MakeApi) -> None:

@@ -15,8 +15,8 @@ from tests.storage.scenes import insert_ledger, let_a_month_pass, running
 from tests.web.conftest import Api, MakeApi
 
 FIELDS = [
-    "id", "name", "text", "filter", "starts_at", "ends_at", "window", "priority", "status", "status_reason", "audience",
-    "created_at", "updated_at", "started_at", "finished_at", "archived_at",
+    "id", "name", "text", "filter", "starts_at", "ends_at", "window", "priority", "status", "status_reason",
+    "undecided", "audience", "created_at", "updated_at", "started_at", "finished_at", "archived_at",
 ]  # fmt: skip
 LATER = {"text": "Hi", "starts_at": "2100-01-01T00:00:00Z", "ends_at": "2100-01-02T00:00:00Z"}
 
@@ -69,6 +69,7 @@ async def test_a_mailing_is_made_read_changed_and_deleted(api: Api) -> None:
         "priority": -3,
         "status": "scheduled",
         "status_reason": None,
+        "undecided": 0,
         "audience": 0,
         "created_at": 0,
         "updated_at": 0,
@@ -304,6 +305,15 @@ async def test_what_a_mailing_waits_for_is_said(make_api: MakeApi, db: Pool) -> 
     assert await reason(api) == "gateway_misconfigured"
     none = GatewayDefaults(None, 100, 0.0, 15.0, "retry")
     assert await reason(make_api(gateway=none)) == "gateway_unconfigured"
+    await gateways.resume(db, "default")
+    await gateways.throttle(db, "default", 60, await mailings.clock(db))
+    assert await reason(api) == "gateway_throttled"
+    assert await reason(make_api(pause_all=True)) == "paused_by_settings"
+    await gateways.open_breaker(db, "default")
+    assert await reason(api) == "gateway_unavailable"
+    assert await reason(make_api(hold=copied)) == "held_as_copy"
+    await set_status(db, mailing, "scheduled")
+    assert await reason(api) is None  # by its start it may be over
     for status in ("draft", "paused", "cancelled"):
         await set_status(db, mailing, status)
         assert await reason(make_api(gateway=none)) is None
@@ -331,6 +341,20 @@ async def test_a_mailing_outside_its_hours_says_so(api: Api, db: Pool) -> None:
     assert (await api.get(path)).json["status_reason"] is None
     await db.execute("UPDATE batches SET standing = 'retrying', due_at = now() + interval '1 minute'")
     assert (await api.get(path)).json["status_reason"] is None
+
+
+async def test_a_mailing_says_about_how_many_somebody_has_to_decide(api: Api, db: Pool) -> None:
+    mailing = await made(api)
+    path = await set_status(db, mailing, "running")
+    await db.execute(
+        "INSERT INTO counters (mailing_id, slot, standing, n) "
+        "VALUES ($1, 0, 'unknown', 7), ($1, 1, 'unknown', -2), ($1, 0, 'doubtful', 4), ($1, 0, 'sent', 9)",
+        mailing["id"],
+    )
+    assert (await api.get(path)).json["undecided"] == 5
+    await db.execute("UPDATE mailings SET status = 'finished', status_reason = 'completed', over_at = now()")
+    shown = (await api.get(path)).json
+    assert (shown["status_reason"], shown["undecided"]) == ("completed", 9)  # nobody sends those in doubt any more
 
 
 async def test_what_is_no_id_is_not_found(api: Api) -> None:

@@ -29,7 +29,10 @@ class GatewayPage(Page):
             "gateways/live.html" if self.is_live else "gateways/show.html",
             gateway=shown(gateway, self.context.gateway),
             defaults=self.context.gateway,
-            errors=[{**each, "at": datetime.fromisoformat(each["at"])} for each in gateway.last_errors],
+            errors=[
+                each | {name: datetime.fromisoformat(each[name]) for name in ("first_at", "at")}
+                for each in gateway.last_errors
+            ],
             waits=gateway.paused_until is not None and gateway.paused_until > gateway.now,
             form=form,
             here=self.link(),

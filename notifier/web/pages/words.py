@@ -44,6 +44,8 @@ MAILING_REASONS: dict[str, str] = {
     "gateway_unconfigured": "Waits: no gateway is configured. Set GATEWAY_URL and start the service again.",
     "gateway_paused": "Waits: the gateway is paused.",
     "gateway_misconfigured": "Waits: the gateway refuses us. Put that right, then resume the gateway.",
+    "gateway_unavailable": "Waits: the gateway is out of order. One request tries it now and then.",
+    "gateway_throttled": "Waits: the gateway asked for a pause.",
     "paused_by_settings": "Waits: the whole service is paused by its settings (PAUSE_ALL).",
     "held_as_copy": "Waits: this database looks like a copy, and was not released.",
     "window": "Waits for the clients' local hours.",
@@ -52,6 +54,9 @@ MAILING_REASONS: dict[str, str] = {
 REASONS: dict[str, str] = {
     Reason.REJECTED: "The gateway refuses this message for good",
     Reason.DECLINED: "The gateway declined it",
+    Reason.ALREADY_ACCEPTED: "The gateway had taken it before",
+    Reason.ACCOUNT_REFUSED: "The gateway refuses our account: credentials, money or sender",
+    Reason.REQUEST_REFUSED: "The gateway refuses our requests, whoever they are for",
     Reason.THROTTLED: "The gateway asked us to slow down",
     Reason.DNS: "The gateway's name could not be resolved",
     Reason.REFUSED: "The gateway could not be reached",
@@ -79,6 +84,7 @@ REASONS: dict[str, str] = {
     Reason.CLIENT_DELETED: "The client was deleted",
     Reason.LATE: "The true result came late",
     Reason.OPERATOR: "Somebody decided by hand",
+    Reason.HELD: "It may have been sent, and is not sent again by itself",
 }
 
 OUTCOMES: dict[str, str] = {

@@ -1,0 +1,1 @@
+ALTER TABLE gateways DROP COLUMN identity, DROP COLUMN breaker_detail, DROP COLUMN detail;
