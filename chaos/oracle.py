@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from notifier.delivery import windows
+from notifier import windows
 from notifier.delivery.sender import AHEAD
 from notifier.errors import NotFound
 from notifier.models import (

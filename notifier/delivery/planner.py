@@ -8,8 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-from notifier import telemetry
-from notifier.delivery import windows
+from notifier import telemetry, windows
 from notifier.errors import Stale
 from notifier.models import Window
 from notifier.storage import audience

@@ -14,8 +14,8 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
-from notifier import telemetry
-from notifier.delivery import backoff, windows
+from notifier import telemetry, windows
+from notifier.delivery import backoff
 from notifier.delivery.clock import Clock
 from notifier.delivery.gateway import Gateway
 from notifier.delivery.limits import Limits

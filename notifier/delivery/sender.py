@@ -20,8 +20,8 @@ from zoneinfo import ZoneInfo
 import orjson
 import structlog
 
-from notifier import telemetry
-from notifier.delivery import backoff, windows
+from notifier import telemetry, windows
+from notifier.delivery import backoff
 from notifier.delivery.clock import Clock
 from notifier.delivery.gateway import Answer, Gateway, has_it_already
 from notifier.delivery.limits import Limits

@@ -26,11 +26,13 @@ def matches(filter: Filter, first: int) -> tuple[str, list[list[str] | None]]:
     return sql, [filter.operator_codes, filter.tags]
 
 
-async def count(db: Db, filter: Filter) -> int:
-    """How many clients match at this moment; the start may find others."""
+async def by_zone(db: Db, filter: Filter) -> dict[str | None, int]:
+    """How many clients match at this moment, by their time zone; the start may find others."""
     matching, parameters = matches(filter, 1)
-    found: int = await db.fetchval(f"SELECT count(*) FROM clients c WHERE {matching}", *parameters)
-    return found
+    rows = await db.fetch(
+        f"SELECT c.timezone, count(*) AS n FROM clients c WHERE {matching} GROUP BY c.timezone", *parameters
+    )
+    return {row["timezone"]: row["n"] for row in rows}
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,8 @@ from hypothesis.stateful import (
 )
 from tornado.ioloop import IOLoop
 
-from notifier.delivery import backoff, windows
+from notifier import windows
+from notifier.delivery import backoff
 from notifier.delivery.recorder import BOOKS, store
 from notifier.delivery.scheduler import take_over
 from notifier.errors import Conflict, NotFound, Stale

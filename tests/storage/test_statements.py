@@ -81,7 +81,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
     (unplanned,) = await audience.unplanned(db)
     await plan_slice(db, unplanned, 5, 100)
     await audience.begin_due(db)
-    await audience.count(db, Filter(tags=["vip"]))
+    await audience.by_zone(db, Filter(tags=["vip"]))
     for retries in (False, True):
         await queue.claim(db, ME, after=0, retries=retries)
     await queue.orders(db, mailing_id)
@@ -104,7 +104,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
     await mailings.restore(db, mailing_id)
 
     assert {name for module in MODULES for name in composers(module)} == {
-        "audience.count",
+        "audience.by_zone",
         "audience.begin_due",
         "audience.choose",
         "audience.unplanned",

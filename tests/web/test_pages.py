@@ -966,3 +966,35 @@ async def test_what_stops_a_gateway_is_said_once(browser: Browser, db: Pool) -> 
     await db.execute("UPDATE gateways SET state = 'misconfigured', reason = 'payment_required'")
     page = await browser.get("/admin/")
     assert "The gateway demands payment: the balance may be used up. Nothing is sent until" in page.text
+
+
+async def test_the_review_names_who_is_out_of_reach(browser: Browser, db: Pool) -> None:
+    """From 10:00 to 12:00 UTC, in the hours 09:00 to 18:00: Tomsk is within them, Honolulu and Chicago begin later."""
+    await browser.log_in()
+    await insert_clients(db, 6)
+    zones = ["Asia/Tomsk", "Asia/Tomsk", None, "Pacific/Honolulu", "Pacific/Honolulu", "America/Chicago"]
+    await db.execute(
+        "UPDATE clients c SET timezone = z FROM unnest($1::text[]) WITH ORDINALITY t (z, n) WHERE c.id = n", zones
+    )
+    given = {
+        "text": "a", "audience": "everybody", "starts_at": "2100-01-15T10:00", "ends_at": "2100-01-15T12:00",
+        "window_from": "09:00", "window_to": "18:00",
+    }  # fmt: skip
+    asked = await browser.submit("/admin/mailings/new", "/admin/mailings", **given)
+    assert "3 clients of them will not be texted" in asked.text
+    assert "Pacific/Honolulu 2 15 Jan 2100, 19:00 UTC America/Chicago 1 15 Jan 2100, 15:00 UTC" in asked.text.replace(
+        "\xa0", " "
+    )
+    assert "Asia/Tomsk" not in asked.text
+    assert 'name="sure" value="1">Send<' in asked.html
+
+    none = await browser.submit(
+        "/admin/mailings/new", "/admin/mailings", **(given | {"window_from": "01:00", "window_to": "02:00"})
+    )
+    assert "Nobody will be texted: no client's local hours begin before the end." in none.text
+    assert "Send to nobody" in none.text
+
+    whole_day = given | {"window_from": "", "window_to": ""}
+    assert (
+        "will not be texted" not in (await browser.submit("/admin/mailings/new", "/admin/mailings", **whole_day)).text
+    )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from notifier import windows
 from notifier.errors import Conflict, Invalid, NotFound, Stale
 from notifier.models import MAILING_TRANSITIONS, OVER, Mailing, MailingStatus, Status
 from notifier.storage import audience, mailings, messages, queue, statistics
@@ -48,6 +50,15 @@ DONE = {
     "archive": "“{}” is archived: it is in no list but that of the archived ones.",
     "unarchive": "“{}” is back in the lists.",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """Clients of one zone whose local hours begin, at ``opens_at``, only after the mailing's end."""
+
+    zone: str
+    count: int
+    opens_at: datetime
 
 
 def title_of(mailing: Mailing | statistics.Line) -> str:
@@ -137,15 +148,31 @@ class MailingPage(Page):
 
     async def ask(self, mailing: Mailing, title: str, form: Form | None = None, once: str = "") -> None:
         """Answer with who is to get what; ``form`` is what made a new mailing, which is stored only after this."""
+        zones = await audience.by_zone(self.db, mailing.filter)
+        now = await mailings.clock(self.db)
         self.show(
             "mailings/start.html",
             mailing=mailing,
             title=title,
             form=form,
             once=once,
-            matching=await audience.count(self.db, mailing.filter),
-            at_once=mailing.starts_at <= await mailings.clock(self.db),
+            matching=sum(zones.values()),
+            missed=self._missed(mailing, max(mailing.starts_at, now), zones),
+            at_once=mailing.starts_at <= now,
         )
+
+    def _missed(self, mailing: Mailing, start: datetime, zones: dict[str | None, int]) -> list[Missed]:
+        """Return who will not be texted because no local hours begin between start and end, largest zone first."""
+        if mailing.window is None:
+            return []
+        missed: dict[str, Missed] = {}
+        for name, count in zones.items():
+            zone = windows.zone(name, self.zone)
+            opens_at = windows.opens_at(start, mailing.window, zone)
+            if opens_at >= mailing.ends_at:
+                before = missed.get(zone.key)
+                missed[zone.key] = Missed(zone.key, count + (before.count if before else 0), opens_at)
+        return sorted(missed.values(), key=lambda each: (-each.count, each.zone))
 
 
 class Mailings(MailingPage):

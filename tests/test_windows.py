@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from notifier.delivery.windows import closes_at, is_known, is_open, opens_at, zone
 from notifier.models import Window
+from notifier.windows import closes_at, is_known, is_open, opens_at, zone
 
 NEW_YORK, MOSCOW, BERLIN = ZoneInfo("America/New_York"), ZoneInfo("Europe/Moscow"), ZoneInfo("Europe/Berlin")
 KATHMANDU, APIA, CAIRO = ZoneInfo("Asia/Kathmandu"), ZoneInfo("Pacific/Apia"), ZoneInfo("Africa/Cairo")
