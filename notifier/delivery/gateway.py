@@ -299,9 +299,10 @@ ABOUT_US = re.compile(
     r"|\baccess denied|\bbalance\b|\binsufficient (?:funds|credits?)"
     r"|\b(?:no|not enough|out of) (?:money|funds|credits?)\b"
     r"|\bpayment\b|\baccount (?:is |has been |was )?(?:suspended|blocked|disabled|inactive|expired|closed)"
-    r"|\bsender\b|\boriginator\b"
+    r"|\b(?:invalid|wrong|bad|missing|unknown|unregistered) (?:sender|originator)\b"
+    r"|\b(?:sender|originator)\b.{0,20}\b(?:not|invalid|wrong|missing|unknown|unregistered|blocked|rejected)\b"
     r"|баланс|недостаточно средств|нет (?:средств|денег)|авторизаци|аутентификаци|неверн\w+ (?:логин|пароль|токен|ключ)"
-    r"|отправител",
+    r"|отправител.{0,20}\bне\b",
     re.IGNORECASE,
 )
 
@@ -309,11 +310,13 @@ ABOUT_US = re.compile(
 def has_it_already(answer: Answer) -> bool:
     """Whether a refusal means, after an attempt in doubt, that the gateway took the message then.
 
-    That is a 409, or a refusal that says duplicate, already exists, already sent and the like.
+    That is a 409, or a refusal that says duplicate, already exists, already sent and the like; not one about us, which
+    may say that of a token or a sender.
     """
-    if answer.outcome not in (Outcome.REJECTED, Outcome.DECLINED) or answer.reason is Reason.ACCOUNT_REFUSED:
+    if answer.outcome not in (Outcome.REJECTED, Outcome.DECLINED):
         return False
-    return answer.status_code == 409 or bool(answer.detail and _HAS_IT.search(answer.detail))
+    about_us = answer.reason is Reason.ACCOUNT_REFUSED
+    return answer.status_code == 409 or bool(answer.detail and not about_us and _HAS_IT.search(answer.detail))
 
 
 def classify_status(status: int, retry_after: str | None, now: float) -> Answer:

@@ -133,6 +133,7 @@ def test_an_object_that_gives_two_codes_gives_none(body: bytes, outcome: Outcome
     [
         *("Bad Credentials", "Unauthorized", "authentication failed", "invalid token", "Your token has expired"),
         *("insufficient funds", "not enough money", "Balance too low", "account is suspended", "sender not allowed"),
+        *("Unknown sender", "sender ID is not registered"),
         *("недостаточно средств", "Ошибка авторизации", "Неверный пароль", "имя отправителя не разрешено"),
     ],
 )
@@ -144,7 +145,13 @@ def test_a_refusal_about_us_is_told_by_its_words(words: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["no such number", "recipient has opted out", "number is blocked", "already unsubscribed", "abonent unknown"],
+    [
+        "no such number",
+        "recipient has opted out",
+        "number is blocked",
+        "already unsubscribed",
+        "blocked by him as sender",
+    ],
 )
 def test_a_refusal_about_the_recipient_is_neither_about_us_nor_a_duplicate(words: str) -> None:
     answer = classify_body(orjson.dumps({"code": 4, "message": words}))
@@ -161,7 +168,8 @@ def test_a_refusal_about_the_recipient_is_neither_about_us_nor_a_duplicate(words
         (Answer(Outcome.DECLINED, Reason.DECLINED, 200, "9: has already been sent"), True),
         (Answer(Outcome.DECLINED, Reason.DECLINED, 200, "231: повторная отправка"), True),
         (Answer(Outcome.REJECTED, Reason.REJECTED, 400, "invalid number"), False),
-        (Answer(Outcome.DECLINED, Reason.ACCOUNT_REFUSED, 409, "sender already used"), False),
+        (Answer(Outcome.DECLINED, Reason.ACCOUNT_REFUSED, 409, "invalid sender, or already sent"), True),
+        (Answer(Outcome.DECLINED, Reason.ACCOUNT_REFUSED, 400, "invalid token: already used"), False),
         (Answer(Outcome.UNKNOWN, Reason.SERVER_ERROR, 500, "duplicate key"), False),
         (Answer(Outcome.MISCONFIGURED, Reason.UNAUTHORIZED, 403, "duplicate"), False),
     ],

@@ -17,7 +17,7 @@ from aiohttp import FormData
 from notifier import models
 from notifier.errors import Invalid, Problem
 from notifier.models import Status
-from notifier.storage import mailings
+from notifier.storage import gateways, mailings
 from notifier.storage.database import Pool
 from notifier.storage.installation import Hold
 from notifier.web import schemas
@@ -726,6 +726,22 @@ async def test_the_gateway_is_paused_resumed_and_limited(browser: Browser) -> No
     assert wrong.error("concurrency") == "This must be an integer."
     assert wrong.error("rate").startswith("This must be 0")
     assert "100 requests at once, any number" in (await browser.press(path, path, concurrency="", rate="")).text
+
+
+async def test_what_a_gateway_says_is_shown_and_never_markup(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    at = "2026-03-01T09:00:00.000000Z"
+    error = {"at": at, "first_at": at, "count": 12, "message_id": 7, "detail": f"down {SCRIPT}"}
+    await gateways.note_errors(db, "default", [error | {"outcome": "unknown", "status_code": 500, "reason": None}])
+    await gateways.open_breaker(db, "default", f"The gateway answered 500: down {SCRIPT}.")
+    page = await browser.get("/admin/gateways/default")
+    assert "is out of order. The gateway answered 500: down" in page.text
+    assert "12 since" in page.text
+    assert 'href="/admin/messages/7"' in page.html
+    await gateways.misconfigured(db, "default", "redirected", f"The gateway answered 301: it points to {SCRIPT}.")
+    page = await browser.get("/admin/gateways/default")
+    assert "it points to" in page.text
+    assert "<script>alert" not in page.html
 
 
 async def test_without_a_gateway_the_pages_say_what_to_do(make_api: MakeApi) -> None:
