@@ -14,6 +14,8 @@ from functools import lru_cache
 import phonenumbers
 from phonenumbers import PhoneNumberType, ValidationResult
 
+from notifier import characters
+
 LONGEST = 64
 """Characters of a text that is looked at."""
 FEWEST, MOST = 7, 15
@@ -28,10 +30,9 @@ _READABLE = frozenset("0123456789 ()+-./~")
 _READABLE_ALONE = re.compile(r"[0-9 ()+\-~]+")
 _AROUND = " ,;'\"`=«»“”„‘’"
 _LINK = re.compile("(?:tel|sms|callto):(?://)?", re.I)
-_BLANK = "\u115f\u1160\u2800\u3164\uffa0"
 _SPELLINGS = (
     dict.fromkeys("\t\n\v\f\r", " ")
-    | dict.fromkeys(_BLANK, " ")
+    | dict.fromkeys(characters.BLANK, " ")
     | dict.fromkeys("−⁃ー", "-")
     | dict.fromkeys("·•․‧∙", ".")
     | dict.fromkeys("⁄∕", "/")
@@ -112,7 +113,9 @@ def _unwrap(given: str) -> str:
     for char in text:
         if char not in _READABLE:
             place = spelled.index(char)
-            raise NotAPhone(f"has {_name(given[place])} at character {place + 1}; a phone number has digits only")
+            raise NotAPhone(
+                f"has {characters.name(given[place])} at character {place + 1}; a phone number has digits only"
+            )
     if not _count(text):
         raise NotAPhone("has no digits")
     return text
@@ -126,7 +129,7 @@ def _spell(char: str) -> str:
     category = unicodedata.category(char)
     if category == "Nd":
         return str(unicodedata.digit(char))
-    if category == "Cf" or "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef":
+    if characters.is_ignorable(char):
         return _DROPPED
     if category == "Pd":
         return "-"
@@ -165,13 +168,6 @@ def _refuse_second(text: str) -> None:
 
 def _count(text: str) -> int:
     return len(_NO_DIGIT.sub("", text))
-
-
-def _name(char: str) -> str:
-    """A character as a person can find it: ``“З” (U+0417, CYRILLIC CAPITAL LETTER ZE)``."""
-    code = f"U+{ord(char):04X}"
-    name = unicodedata.name(char, "")
-    return f"“{char}” ({code}, {name})" if char.isprintable() and name else f"the character {code}"
 
 
 # ---- from digits and punctuation to the number

@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 
 from dotenv.parser import parse_stream
 
-from notifier import install
+from notifier import install, zones
 from notifier.errors import SettingsError
 from notifier.hosts import is_loopback
 
@@ -135,7 +135,7 @@ def _zone(text: str) -> str:
     try:
         ZoneInfo(text)
     except (KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{text!r} is not an IANA time zone; give one like Europe/Moscow or UTC") from error
+        raise ValueError(f"{text!r} {zones.refusal(text)}") from error
     return text
 
 

@@ -184,7 +184,16 @@ def test_a_long_text_is_refused_before_it_is_read() -> None:
 
 # ---- properties
 
-COUNTRIES = sorted(phonenumbers.SUPPORTED_REGIONS)
+MOBILE = {
+    country: number
+    for country in sorted(phonenumbers.SUPPORTED_REGIONS)
+    if (number := phonenumbers.example_number_for_type(country, phonenumbers.PhoneNumberType.MOBILE)) is not None
+}
+TRUNK = {
+    country: metadata.national_prefix
+    for country in MOBILE
+    if (metadata := phonenumbers.PhoneMetadata.metadata_for_region(country)) is not None and metadata.national_prefix
+}
 DIGITS = st.text("0123456789", min_size=5, max_size=14)
 PASTED = st.one_of(
     st.text("0123456789 ()+-./,;x", max_size=30),
@@ -235,32 +244,23 @@ def test_the_short_way_for_russian_numbers_leads_where_the_long_one_does(number:
     assert outcome(text) == outcome(f"'{text}") == outcome(f"{text}\u200b")
 
 
-@pytest.mark.parametrize("country", COUNTRIES)
+@pytest.mark.parametrize("country", TRUNK)
 def test_no_country_keeps_a_trunk_digit(country: str) -> None:
     """As one writes a mobile number within the country, behind the country's code: the same person, or refused."""
-    number = phonenumbers.example_number_for_type(country, phonenumbers.PhoneNumberType.MOBILE)
-    metadata = phonenumbers.PhoneMetadata.metadata_for_region(country)
-    if number is None or metadata is None or metadata.national_prefix is None:
-        pytest.skip("no mobile number, or no trunk digits")
-    phone = int(phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)[1:])
-    national = phonenumbers.national_significant_number(number)
-    read: list[int | str] = []
-    for written in (
-        f"+{number.country_code} {metadata.national_prefix} {national}",
-        f"+{number.country_code} ({metadata.national_prefix}) {national}",
-        f"00{number.country_code}{metadata.national_prefix}{national}",
-    ):
-        read.append(outcome(written))
+    code, trunk = MOBILE[country].country_code, TRUNK[country]
+    national = phonenumbers.national_significant_number(MOBILE[country])
+    read = [
+        outcome(written)
+        for written in (f"+{code} {trunk} {national}", f"+{code} ({trunk}) {national}", f"00{code}{trunk}{national}")
+    ]
     if country == "CO":  # libphonenumber takes the digits after this 0 for a carrier's, and there is no such number
         read = [each for each in read if isinstance(each, int)]
-    assert set(read) == {phone}
+    assert set(read) == {int(f"{code}{national}")}
 
 
-@pytest.mark.parametrize("country", COUNTRIES)
+@pytest.mark.parametrize("country", MOBILE)
 def test_every_country_s_mobile_numbers_are_read(country: str) -> None:
-    number = phonenumbers.example_number_for_type(country, phonenumbers.PhoneNumberType.MOBILE)
-    if number is None:
-        pytest.skip("libphonenumber has no example")
+    number = MOBILE[country]
     written = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.INTERNATIONAL)
     assert f"+{phones.parse(written)}" == phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
 

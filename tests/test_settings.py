@@ -110,6 +110,7 @@ def test_an_empty_value_counts_as_not_given() -> None:
         ("BOOTSTRAP_TOKEN", "change-me-0123456789", "everybody knows"),
         ("BOOTSTRAP_TOKEN", "CHANGE_ME_0123456789abcdef", "everybody knows"),
         ("SECRET_KEY", "changeme-0123456789-0123456789-0123456789", "everybody knows"),
+        ("DEFAULT_TIMEZONE", "Asia/Ekaterinburg", "did you mean Asia/Yekaterinburg?"),
         ("DEFAULT_TIMEZONE", "Moscow", "Europe/Moscow"),
         ("DEFAULT_TIMEZONE", "Europe", "Europe/Moscow"),
         ("DEFAULT_TIMEZONE", "../etc/passwd", "Europe/Moscow"),

@@ -384,7 +384,7 @@ class Scheduler:
 
     async def _zones(self) -> float:
         """Name the zones of clients that the zone data here do not know, each once: those are in the default zone."""
-        for name in await clients.timezones(self._db):
+        for name in await clients.zones(self._db, 1000):
             if name not in self._unknown_zones and not windows.is_known(name):
                 count = await clients.count_in(self._db, name)
                 self._unknown_zones.add(name)

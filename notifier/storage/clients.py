@@ -133,8 +133,8 @@ async def page(
     return found, found[-1].id if len(rows) > limit else last
 
 
-async def zones(db: Db) -> list[str]:
-    """The zones that clients have, in order, 100 at most; each costs one probe of the index."""
+async def zones(db: Db, most: int = 100) -> list[str]:
+    """The zones that clients have, in order, ``most`` of them; each costs one probe of the index."""
     rows = await db.fetch(
         """
         WITH RECURSIVE used AS (
@@ -142,10 +142,17 @@ async def zones(db: Db) -> list[str]:
             UNION ALL
             SELECT (SELECT min(timezone) FROM clients WHERE timezone > used.zone) FROM used WHERE used.zone IS NOT NULL
         )
-        SELECT zone FROM used WHERE zone IS NOT NULL LIMIT 100
-        """
+        SELECT zone FROM used WHERE zone IS NOT NULL LIMIT $1
+        """,
+        most,
     )
     return [row["zone"] for row in rows]
+
+
+async def count_in(db: Db, timezone: str) -> int:
+    """Return how many clients have that time zone."""
+    found: int = await db.fetchval("SELECT count(*) FROM clients WHERE timezone = $1", timezone)
+    return found
 
 
 async def edit(db: Db, client_id: int, changes: dict[str, Any], *, if_match: int | None = None) -> Client:
@@ -214,28 +221,6 @@ async def delete(db: Db, client_id: int, *, if_match: int | None = None) -> None
     if gone is None:
         await get(db, client_id)
         raise Stale
-
-
-async def timezones(db: Db) -> list[str]:
-    """Return the time zones that clients have, each once; the cost grows with the zones, not with the clients."""
-    rows = await db.fetch(
-        """
-        WITH RECURSIVE zone AS (
-            (SELECT timezone FROM clients WHERE timezone IS NOT NULL ORDER BY timezone LIMIT 1)
-            UNION ALL
-            SELECT (SELECT timezone FROM clients WHERE timezone > zone.timezone ORDER BY timezone LIMIT 1)
-            FROM zone WHERE zone.timezone IS NOT NULL
-        )
-        SELECT timezone FROM zone WHERE timezone IS NOT NULL
-        """
-    )
-    return [row["timezone"] for row in rows]
-
-
-async def count_in(db: Db, timezone: str) -> int:
-    """Return how many clients have that time zone."""
-    found: int = await db.fetchval("SELECT count(*) FROM clients WHERE timezone = $1", timezone)
-    return found
 
 
 async def erase_again(db: Db, after: float) -> int:

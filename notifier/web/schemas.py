@@ -18,12 +18,11 @@ from functools import cache
 from hashlib import sha256
 from itertools import islice
 from typing import Any, cast
-from zoneinfo import available_timezones
 
 import orjson
 from marshmallow import RAISE, Schema, ValidationError, fields, post_dump, post_load, validates_schema
 
-from notifier import phones
+from notifier import characters, phones, zones
 from notifier.errors import Invalid, NotifierError, Problem
 from notifier.models import (
     INT64_MAX,
@@ -265,6 +264,7 @@ class Text(fields.String):
         **COMMON,
         "invalid": "must be a string",
         "blank": "must not be empty",
+        "invisible": "has nothing that anybody sees: it consists of {names}",
         "control": "must not contain control characters but line ends and tabs; this has U+{code:04X}",
         "length": "must have {shortest} to {longest} characters; this has {length}",
     }
@@ -280,8 +280,11 @@ class Text(fields.String):
             raise self.make_error("blank")
         if not self.shortest <= len(text) <= self.longest:
             raise self.make_error("length", shortest=self.shortest, longest=self.longest, length=len(text))
-        if self.visible and self.shortest and not text.strip():
-            raise self.make_error("blank")
+        if self.visible and self.shortest and not any(map(characters.is_visible, text)):
+            if not text.strip():
+                raise self.make_error("blank")
+            unseen = dict.fromkeys(f"U+{ord(char):04X}" for char in text if not char.isspace())
+            raise self.make_error("invisible", names=", ".join(islice(unseen, 5)))
         if control := CONTROL.search(text):
             raise self.make_error("control", code=ord(control[0]))
         return text
@@ -342,7 +345,7 @@ class Choice(fields.String):
 
 
 RFC_3339 = re.compile(
-    r"([0-9]{4})-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-]([0-9]{2}):([0-9]{2}))"
 )
 
 
@@ -352,7 +355,8 @@ class Moment(fields.Field[datetime]):
     default_error_messages = {  # noqa: RUF012
         **COMMON,
         "invalid": "must be a time in RFC 3339 with an offset, like 2026-01-31T09:00:00Z or 2026-01-31T12:00:00+03:00",
-        "year": "must lie in the years {first} to {last}",
+        "offset": "has an offset that does not exist: its hours are 00 to 23, its minutes 00 to 59",
+        "year": "must lie in the years {first} to {last}, in UTC",
     }
 
     def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
@@ -362,12 +366,17 @@ class Moment(fields.Field[datetime]):
         match = RFC_3339.fullmatch(value) if isinstance(value, str) else None
         if match is None:
             raise self.make_error("invalid")
-        if not YEARS[0] <= int(match[1]) <= YEARS[1]:
-            raise self.make_error("year", first=YEARS[0], last=YEARS[1])
+        if match[1] and not (match[1] < "24" and match[2] < "60"):  # Python reads +03:60 as +04:00
+            raise self.make_error("offset")
         try:
-            return datetime.fromisoformat(value.upper()).astimezone(UTC)
+            moment = datetime.fromisoformat(value.upper()).astimezone(UTC)
         except ValueError:
             raise self.make_error("invalid") from None
+        except OverflowError:  # beyond the years 1 and 9999
+            moment = None
+        if moment is None or not YEARS[0] <= moment.year <= YEARS[1]:
+            raise self.make_error("year", first=YEARS[0], last=YEARS[1])
+        return moment
 
 
 def show_time(value: datetime) -> str:
@@ -401,24 +410,16 @@ class Phone(fields.Field[int]):
 
 
 class Zone(Text):
-    """An IANA time zone."""
-
-    default_error_messages = {"unknown": "is no time zone: give an IANA name like Europe/Moscow"}  # noqa: RUF012
+    """An IANA time zone, in its one spelling."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(64, **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         name = super()._deserialize(value, attr, data, **kwargs)
-        if name not in zones():
-            raise self.make_error("unknown")
+        if name not in zones.names():
+            raise ValidationError(zones.refusal(name))
         return name
-
-
-@cache
-def zones() -> frozenset[str]:
-    """Return the names of all time zones (about 600): those of the machine and of the package tzdata."""
-    return frozenset(available_timezones() - {"localtime", "Factory", "posixrules"})
 
 
 class OperatorCode(Text):
@@ -703,20 +704,45 @@ class ClientBatchOut(Schema):
 NAME_MAX, TEXT_MAX, FILTER_MAX, PRIORITY_MAX = 200, 10_000, 1000, 10
 
 
+class MessageText(Text):
+    """What is sent; nothing in it is filled in, so what looks like a placeholder is refused."""
+
+    PLACEHOLDER = re.compile(r"\{\{\s*\w[^{}]*\}\}")
+    default_error_messages = {  # noqa: RUF012
+        "placeholder": "has “{found}” at character {place}: nothing is filled in, everybody would get it as it stands"
+    }
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        if match := self.PLACEHOLDER.search(text):
+            raise self.make_error("placeholder", found=match[0][:40], place=match.start() + 1)
+        return text
+
+
 class TimeOfDay(fields.Field[time]):
-    """Hours and minutes, ``HH:MM``."""
+    """Hours and minutes, ``HH:MM``; where ``midnight`` is true also 24:00, the end of the day, which is 00:00."""
 
     PATTERN = "([01][0-9]|2[0-3]):[0-5][0-9]"
-    default_error_messages = {**COMMON, "invalid": "must be a time of day, like 09:00"}  # noqa: RUF012
+    default_error_messages = {  # noqa: RUF012
+        **COMMON,
+        "invalid": "must be a time of day: two digits for the hour, a colon, two digits for the minute, like 09:00",
+        "midnight": "must be from 00:00 to 23:59: the day begins at 00:00",
+    }
 
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs["metadata"] = {"type": "string", "pattern": f"^{self.PATTERN}$", **kwargs.get("metadata", {})}
+    def __init__(self, *, midnight: bool = False, **kwargs: Any) -> None:
+        self.midnight = midnight
+        pattern = f"^({self.PATTERN}|24:00)$" if midnight else f"^{self.PATTERN}$"
+        kwargs["metadata"] = {"type": "string", "pattern": pattern, **kwargs.get("metadata", {})}
         super().__init__(**kwargs)
 
     def _serialize(self, value: time | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
         return None if value is None else f"{value:%H:%M}"
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> time:
+        if value == "24:00":
+            if not self.midnight:
+                raise self.make_error("midnight")
+            return time(0)
         if not isinstance(value, str) or not re.fullmatch(self.PATTERN, value):
             raise self.make_error("invalid")
         return time.fromisoformat(value)
@@ -737,7 +763,12 @@ class WindowIn(Strict):
     """Hours of the client's local day: from inclusive, to exclusive; from > to crosses midnight."""
 
     start = TimeOfDay(data_key="from", required=True, metadata={"example": "09:00"})
-    end = TimeOfDay(data_key="to", required=True, metadata={"example": "21:00"})
+    end = TimeOfDay(
+        data_key="to",
+        required=True,
+        midnight=True,
+        metadata={"description": "24:00, the end of the day, comes out as 00:00.", "example": "21:00"},
+    )
 
     @validates_schema
     def _differ(self, data: dict[str, Any], **_kwargs: Any) -> None:
@@ -753,7 +784,7 @@ class MailingEditIn(Strict):
     """A change of a mailing; what is not named stays."""
 
     name = Text(NAME_MAX, allow_none=True, metadata={"example": "Spring sale"})
-    text = Text(TEXT_MAX, metadata={"example": "Two days only: everything at half the price."})
+    text = MessageText(TEXT_MAX, metadata={"example": "Two days only: everything at half the price."})
     filter = fields.Nested(FilterIn, error_messages={**COMMON})
     starts_at = Moment(metadata={"example": "2030-01-01T09:00:00+03:00"})
     ends_at = Moment(metadata={"example": "2030-01-02T21:00:00+03:00"})
@@ -764,7 +795,7 @@ class MailingEditIn(Strict):
 class MailingIn(MailingEditIn):
     """A new mailing."""
 
-    text = Text(TEXT_MAX, required=True, metadata=MailingEditIn._declared_fields["text"].metadata)
+    text = MessageText(TEXT_MAX, required=True, metadata=MailingEditIn._declared_fields["text"].metadata)
     starts_at = Moment(
         allow_none=True, metadata={"description": "Now, when not given.", "example": "2030-01-01T09:00:00+03:00"}
     )

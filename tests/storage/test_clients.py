@@ -39,14 +39,6 @@ async def test_create_while_the_phone_comes_and_goes(db: Pool) -> None:
     await asyncio.gather(*(come_and_go() for _ in range(4)))
 
 
-async def test_the_zones_of_clients(db: Pool) -> None:
-    assert await clients.timezones(db) == []
-    for number, zone in enumerate(["Asia/Omsk", None, "Europe/Moscow", "Asia/Omsk", "Europe/Nowhere"]):
-        await clients.create(db, phone=PHONE + number, timezone=zone)
-    assert await clients.timezones(db) == ["Asia/Omsk", "Europe/Moscow", "Europe/Nowhere"]
-    assert await clients.count_in(db, "Asia/Omsk") == 2
-
-
 async def test_edit(db: Pool) -> None:
     made = await clients.create(db, phone=PHONE, tags=["a"], timezone="Asia/Omsk", attributes={"a": 1})
     edited = await clients.edit(db, made.id, {"timezone": None})

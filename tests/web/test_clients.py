@@ -103,6 +103,18 @@ async def test_operators_of_other_countries(api: Api) -> None:
     assert kazakh.json["operator_code"] == "701"
 
 
+async def test_the_zone_that_was_meant_is_proposed(api: Api) -> None:
+    client = await clients.create(api.context.db, phone=79160000000)
+    for zone in ("Europe/moscow", "Russian Standard Time", "MSK", "UTC+3", "(UTC+03:00) Moscow"):
+        said = "is no time zone: did you mean Europe/Moscow?"
+        made = await api.post("/clients", {"phone": "79161234567", "timezone": zone})
+        assert made.json["errors"] == [{"pointer": "/timezone", "detail": said}]
+        changed = await api.patch(f"/clients/{client.id}", {"timezone": zone})
+        assert changed.json["errors"] == [{"pointer": "/timezone", "detail": said}]
+        searched = await api.get("/clients", params={"timezone": zone})
+        assert searched.json["errors"] == [{"parameter": "timezone", "detail": said}]
+
+
 BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"phone": None}, ["/phone"]),
     ({"phone": 79161234567}, ["/phone"]),

@@ -363,6 +363,10 @@ async def test_errors_stand_beside_their_fields_and_the_values_stay(browser: Bro
     hours = {"window_from": "09:00", "window_to": "09:00", "ends_at": SOON}
     page = await browser.submit("/admin/mailings/new", "/admin/mailings", **{**good, **hours})
     assert page.error("window_to").startswith("This must differ from the beginning")
+    page = await browser.submit("/admin/mailings/new", "/admin/mailings", **{**good, "text": "Hi {{name}}"})
+    assert page.error("text").startswith("This has “{{name}}” at character 4")
+    page = await browser.submit("/admin/mailings/new", "/admin/mailings", **{**good, "text": "\u200b"})
+    assert page.error("text") == "This has nothing that anybody sees: it consists of U+200B."
     assert not browser.api.woken
 
 
@@ -686,6 +690,13 @@ async def test_a_clients_errors_stand_beside_their_fields(browser: Browser) -> N
     for name in ("phone", "operator_code", "tags", "timezone", "attributes"):
         assert page.error(name)
     assert page.form("/admin/clients")["timezone"] == "Mars/Base"
+
+    said = {"phone": "79161234567, 79031234567", "timezone": "msk", "operator_code": "", "tags": "", "attributes": ""}
+    page = await browser.submit("/admin/clients/new", "/admin/clients", **said)
+    assert page.error("phone") == "This has a second number, “79031234567”: give one."
+    assert page.error("timezone") == "This is no time zone: did you mean Europe/Moscow?"
+    found = await browser.get("/admin/clients?phone=%2B7+610+876-56-56")
+    assert found.error("phone").startswith("This is a number that cannot exist")
 
 
 async def test_attributes_that_no_line_can_hold_stay(browser: Browser, db: Pool) -> None:
