@@ -268,6 +268,7 @@ def is_away(error: BaseException | None) -> bool:
 class Operation:
     """What a verb takes and gives; see `operation`."""
 
+    name: str
     query: type[Schema]
     body: type[Schema] | None
     answer: type[Schema] | None
@@ -277,12 +278,14 @@ class Operation:
     text: bool
     idempotent: bool
     personal: bool
+    cacheable: bool
 
 
 Verb = TypeVar("Verb", bound=Callable[..., Awaitable[None]])
 
 
 def operation(
+    name: str = "",
     *,
     query: type[Schema] = schemas.NoQuery,
     body: type[Schema] | None = None,
@@ -292,21 +295,23 @@ def operation(
     examples: Mapping[str, Any] | None = None,
     text: bool = False,
     personal: bool = False,
+    cacheable: bool = False,
 ) -> Callable[[Verb], Verb]:
-    """Say what a verb takes and gives.
+    """Say what a verb takes and gives; ``name`` is what generated clients call it, like ``startMailing``.
 
     ``errors`` are the statuses beyond those that follow from the rest; with 412 the verb honours ``If-Match``.
     ``examples`` are bodies by name that work when sent as they are; ``text`` says that the answer is plain text.
     A ``post`` also honours ``Idempotency-Key``: the verb then runs with ``self.db`` inside a transaction, and its
     answer is stored in the same. With ``personal`` it shows what is erased with a client: its body is not stored, and
-    a repeated request is answered by the handler's ``answer_again``.
+    a repeated request is answered by the handler's ``answer_again``. ``cacheable``: all that is shown changes with the
+    version only, so ``If-None-Match`` may be answered 304.
     """
 
     def declare(verb: Verb) -> Verb:
         idempotent = verb.__name__ == "post"
         wrapped = _idempotent(verb) if idempotent else verb
         wrapped.operation = Operation(  # type: ignore[attr-defined]
-            query, body, answer, status, tuple(errors), examples or {}, text, idempotent, personal
+            name, query, body, answer, status, tuple(errors), examples or {}, text, idempotent, personal, cacheable
         )
         return wrapped
 
@@ -671,6 +676,11 @@ class Handler(Base):
             raise errors.Stale
         return int(version)
 
+    def _is_known(self, version: int) -> bool:
+        """Whether ``If-None-Match`` names this version; compared weakly (RFC 9110, 13.1.2)."""
+        known = self.request.headers.get("If-None-Match", "")
+        return known.strip() == "*" or f'"{version}"' in re.findall(r'"[^"]*"', known)
+
     def answer(self, value: Any = None, *, location: str | None = None) -> None:
         """Answer with ``value`` as the operation's schema shows it, its ``version`` as the ETag, and its status.
 
@@ -683,6 +693,10 @@ class Handler(Base):
         version = getattr(value, "version", None)
         if version is not None:
             self.set_header("ETag", f'"{version}"')
+            if self.operation.cacheable and self._is_known(version):
+                self.set_status(304)
+                self.set_header("Vary", "Accept-Encoding")  # as the whole answer has it
+                return
         if self.operation.answer is not None:
             self.set_header("Content-Type", "application/json")
             self.write(orjson.dumps(schemas.made(self.operation.answer).dump(value)))

@@ -28,7 +28,7 @@ TOLD = 10
 class Clients(Handler):
     TAG = "Clients"
 
-    @operation(query=schemas.ClientsQuery, answer=schemas.page_of(schemas.ClientOut))
+    @operation("listClients", query=schemas.ClientsQuery, answer=schemas.page_of(schemas.ClientOut))
     async def get(self) -> None:
         """List clients, newest first.
 
@@ -39,6 +39,7 @@ class Clients(Handler):
         self.answer_page(found, None if before is None else [before])
 
     @operation(
+        "createClient",
         body=schemas.ClientIn,
         answer=schemas.ClientOut,
         status=201,
@@ -64,12 +65,13 @@ class Clients(Handler):
 class Client(Handler):
     TAG = "Clients"
 
-    @operation(answer=schemas.ClientOut)
+    @operation("getClient", answer=schemas.ClientOut, cacheable=True)
     async def get(self, client_id: int) -> None:
         """Show a client."""
         self.answer(await clients.get(self.db, client_id))
 
     @operation(
+        "updateClient",
         body=schemas.ClientEditIn,
         answer=schemas.ClientOut,
         errors=(409, 412),
@@ -82,7 +84,7 @@ class Client(Handler):
         """
         self.answer(await clients.edit(self.db, client_id, self.body, if_match=self.if_match))
 
-    @operation(status=204, errors=(412,))
+    @operation("deleteClient", status=204, errors=(412,))
     async def delete(self, client_id: int) -> None:
         """Erase a client.
 
@@ -96,7 +98,12 @@ class ClientBatch(Handler):
     TAG = "Clients"
     MAX_BODY = LARGEST_BODY
 
-    @operation(body=schemas.ClientBatchIn, answer=schemas.ClientBatchOut, examples={"two": {"items": [ANNA, BORIS]}})
+    @operation(
+        "upsertClients",
+        body=schemas.ClientBatchIn,
+        answer=schemas.ClientBatchOut,
+        examples={"two": {"items": [ANNA, BORIS]}},
+    )
     async def post(self) -> None:
         """Add or change up to 1,000 clients by phone.
 

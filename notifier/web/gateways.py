@@ -83,7 +83,7 @@ class GatewayHandler(Handler):
 
 
 class Gateways(GatewayHandler):
-    @operation(query=schemas.PageQuery, answer=schemas.page_of(schemas.GatewayOut))
+    @operation("listGateways", query=schemas.PageQuery, answer=schemas.page_of(schemas.GatewayOut))
     async def get(self) -> None:
         """List the gateways."""
         start = self.params["cursor"][0] if self.params["cursor"] else 0
@@ -94,12 +94,13 @@ class Gateways(GatewayHandler):
 
 
 class OneGateway(GatewayHandler):
-    @operation(answer=schemas.GatewayOut, errors=(404,))
+    @operation("getGateway", answer=schemas.GatewayOut, errors=(404,))
     async def get(self, name: str) -> None:
         """Show a gateway."""
         self.answer_gateway(await gateways.get(self.db, name))
 
     @operation(
+        "updateGateway",
         body=schemas.GatewayEditIn,
         answer=schemas.GatewayOut,
         errors=(404, 412),
@@ -120,7 +121,7 @@ class OneGateway(GatewayHandler):
 
 
 class GatewayPause(GatewayHandler):
-    @operation(answer=schemas.GatewayOut, errors=(404, 412))
+    @operation("pauseGateway", answer=schemas.GatewayOut, errors=(404, 412))
     async def post(self, name: str) -> None:
         """Stop sending through a gateway.
 
@@ -132,7 +133,7 @@ class GatewayPause(GatewayHandler):
 
 
 class GatewayResume(GatewayHandler):
-    @operation(answer=schemas.GatewayOut, errors=(404, 412))
+    @operation("resumeGateway", answer=schemas.GatewayOut, errors=(404, 412))
     async def post(self, name: str) -> None:
         """Send through a gateway again.
 

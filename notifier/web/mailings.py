@@ -61,7 +61,7 @@ class MailingHandler(Handler):
 
 
 class Mailings(MailingHandler):
-    @operation(query=schemas.MailingsQuery, answer=schemas.page_of(schemas.MailingOut))
+    @operation("listMailings", query=schemas.MailingsQuery, answer=schemas.page_of(schemas.MailingOut))
     async def get(self) -> None:
         """List mailings, newest first.
 
@@ -79,6 +79,7 @@ class Mailings(MailingHandler):
         self.answer_page(await shown(self.db, self.context, page), [page[-1].id] if len(found) > limit else None)
 
     @operation(
+        "createMailing",
         body=schemas.MailingIn,
         answer=schemas.MailingOut,
         status=201,
@@ -96,12 +97,13 @@ class Mailings(MailingHandler):
 
 
 class OneMailing(MailingHandler):
-    @operation(answer=schemas.MailingOut, errors=(404,))
+    @operation("getMailing", answer=schemas.MailingOut, errors=(404,))
     async def get(self, mailing_id: int) -> None:
         """Show a mailing."""
         await self.answer_mailing(await mailings.get(self.db, mailing_id))
 
     @operation(
+        "updateMailing",
         body=schemas.MailingEditIn,
         answer=schemas.MailingOut,
         errors=(404, 409, 412),
@@ -117,7 +119,7 @@ class OneMailing(MailingHandler):
         self.wake()
         await self.answer_mailing(mailing)
 
-    @operation(status=204, errors=(404, 412))
+    @operation("deleteMailing", status=204, errors=(404, 412))
     async def delete(self, mailing_id: int) -> None:
         """Delete a mailing with its messages.
 
@@ -129,7 +131,7 @@ class OneMailing(MailingHandler):
 
 
 class MailingStart(MailingHandler):
-    @operation(answer=schemas.MailingOut, errors=(404, 409, 412))
+    @operation("startMailing", answer=schemas.MailingOut, errors=(404, 409, 412))
     async def post(self, mailing_id: int) -> None:
         """Start a draft.
 
@@ -139,7 +141,7 @@ class MailingStart(MailingHandler):
 
 
 class MailingPause(MailingHandler):
-    @operation(answer=schemas.MailingOut, errors=(404, 409, 412))
+    @operation("pauseMailing", answer=schemas.MailingOut, errors=(404, 409, 412))
     async def post(self, mailing_id: int) -> None:
         """Pause a mailing.
 
@@ -149,7 +151,7 @@ class MailingPause(MailingHandler):
 
 
 class MailingResume(MailingHandler):
-    @operation(answer=schemas.MailingOut, errors=(404, 409, 412))
+    @operation("resumeMailing", answer=schemas.MailingOut, errors=(404, 409, 412))
     async def post(self, mailing_id: int) -> None:
         """Resume a paused mailing.
 
@@ -159,7 +161,7 @@ class MailingResume(MailingHandler):
 
 
 class MailingCancel(MailingHandler):
-    @operation(answer=schemas.MailingOut, errors=(404, 409, 412))
+    @operation("cancelMailing", answer=schemas.MailingOut, errors=(404, 409, 412))
     async def post(self, mailing_id: int) -> None:
         """Cancel a mailing for good.
 
@@ -169,7 +171,7 @@ class MailingCancel(MailingHandler):
 
 
 class MailingArchive(MailingHandler):
-    @operation(answer=schemas.MailingOut, errors=(404, 409, 412))
+    @operation("archiveMailing", answer=schemas.MailingOut, errors=(404, 409, 412))
     async def post(self, mailing_id: int) -> None:
         """Archive a mailing.
 
@@ -180,7 +182,7 @@ class MailingArchive(MailingHandler):
 
 
 class MailingUnarchive(MailingHandler):
-    @operation(answer=schemas.MailingOut, errors=(404, 409, 412))
+    @operation("unarchiveMailing", answer=schemas.MailingOut, errors=(404, 409, 412))
     async def post(self, mailing_id: int) -> None:
         """Bring an archived mailing back into the lists.
 
@@ -190,7 +192,7 @@ class MailingUnarchive(MailingHandler):
 
 
 class MailingRestore(MailingHandler):
-    @operation(answer=schemas.MailingOut, errors=(404, 412))
+    @operation("restoreMailing", answer=schemas.MailingOut, errors=(404, 412))
     async def post(self, mailing_id: int) -> None:
         """Restore a deleted mailing.
 

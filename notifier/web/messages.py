@@ -19,7 +19,9 @@ class MessageHandler(Handler):
 
 
 class MailingMessages(MessageHandler):
-    @operation(query=schemas.MessagesQuery, answer=schemas.page_of(schemas.MessageOut), errors=(404,))
+    @operation(
+        "listMailingMessages", query=schemas.MessagesQuery, answer=schemas.page_of(schemas.MessageOut), errors=(404,)
+    )
     async def get(self, mailing_id: int) -> None:
         """List the messages of a mailing, newest first.
 
@@ -35,7 +37,7 @@ class MailingMessages(MessageHandler):
 
 
 class ClientMessages(MessageHandler):
-    @operation(query=schemas.PageQuery, answer=schemas.page_of(schemas.MessageOut), errors=(404,))
+    @operation("listClientMessages", query=schemas.PageQuery, answer=schemas.page_of(schemas.MessageOut), errors=(404,))
     async def get(self, client_id: int) -> None:
         """List what a client was sent, or shall be, newest first.
 
@@ -45,7 +47,7 @@ class ClientMessages(MessageHandler):
 
 
 class OneMessage(MessageHandler):
-    @operation(answer=schemas.MessageWithTimelineOut, errors=(404,))
+    @operation("getMessage", answer=schemas.MessageWithTimelineOut, errors=(404,))
     async def get(self, message_id: int) -> None:
         """Show a message with its timeline."""
         self.answer(await messages.get(self.db, message_id))
@@ -53,6 +55,7 @@ class OneMessage(MessageHandler):
 
 class MessageResolve(MessageHandler):
     @operation(
+        "resolveMessage",
         body=schemas.ResolveIn,
         answer=schemas.MessageWithTimelineOut,
         errors=(404, 409),

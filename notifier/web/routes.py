@@ -11,7 +11,19 @@ import orjson
 import tornado.web
 from tornado.routing import URLSpec
 
-from notifier.web import clients, files, gateways, mailings, messages, metrics, openapi, pages, statistics, system
+from notifier.web import (
+    clients,
+    compress,
+    files,
+    gateways,
+    mailings,
+    messages,
+    metrics,
+    openapi,
+    pages,
+    statistics,
+    system,
+)
 from notifier.web.base import PUBLIC, SCOPES, Base, Context, NotFound, log_request
 from notifier.web.server import Application
 
@@ -132,6 +144,7 @@ def make_application(context: Context, routes: tuple[Route, ...] = ROUTES) -> Ap
         [route.spec() for route in routes],
         default_handler_class=NotFound,
         log_function=log_request,
+        transforms=[compress.Gzip],
         cookie_secret=context.secret_key,
         context=context,
         exposition=metrics.Exposition(context.db, has_gateway=context.gateway.url is not None),

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, time
+from enum import StrEnum
 from functools import cache
 from hashlib import sha256
 from itertools import islice
@@ -326,20 +327,19 @@ class Truth(fields.Boolean):
 
 
 class Choice(fields.String):
-    """One of some words."""
+    """One of the words of an enumeration, which is a component of the OpenAPI document under its name."""
 
     default_error_messages = {  # noqa: RUF012
         **COMMON,
         "invalid": "must be one of: {words}",
     }
 
-    def __init__(self, *words: str, **kwargs: Any) -> None:
+    def __init__(self, words: type[StrEnum], **kwargs: Any) -> None:
         self.words = words
-        kwargs["metadata"] = {"enum": list(words), **kwargs.get("metadata", {})}
         super().__init__(**kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
-        if not isinstance(value, str) or value not in self.words:
+        if not isinstance(value, str) or value not in list(self.words):
             raise self.make_error("invalid", words=", ".join(self.words))
         return value
 
@@ -570,6 +570,7 @@ def page_of(item: type[Schema]) -> type[Schema]:
         name=f"{item.__name__.removesuffix('Out')}Page",
     )
     page.__doc__ = "A page of a list."
+    page.ITEM = item  # type: ignore[attr-defined]
     return page
 
 
@@ -645,6 +646,9 @@ class ClientIn(ClientEditIn):
 class ClientOut(Schema):
     """A client."""
 
+    VERSIONED = True
+    """What has an ETag: its version."""
+
     id = fields.Integer(required=True)
     phone = Phone(required=True, metadata={"example": "79161234567"})
     operator_code = fields.String(required=True, metadata={"example": "916"})
@@ -684,11 +688,19 @@ class ClientBatchIn(Strict):
     )
 
 
+class BatchItemStatus(StrEnum):
+    """What became of an item of a batch."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    INVALID = "invalid"
+
+
 class ClientBatchItemOut(Schema):
     """What became of one item."""
 
     index = fields.Integer(required=True)
-    status = Choice("created", "updated", "invalid", required=True)
+    status = Choice(BatchItemStatus, required=True)
     id = fields.Integer(required=True, allow_none=True)
     problem = fields.Nested(ProblemOut, required=True, allow_none=True)
 
@@ -829,6 +841,9 @@ class WindowOut(Schema):
 class MailingOut(Schema):
     """A mailing."""
 
+    VERSIONED = True
+    """What has an ETag: its version."""
+
     id = fields.Integer(required=True)
     name = fields.String(required=True, allow_none=True)
     text = fields.String(required=True)
@@ -837,13 +852,12 @@ class MailingOut(Schema):
     ends_at = Moment(required=True)
     window = fields.Nested(WindowOut, required=True, allow_none=True)
     priority = fields.Integer(required=True)
-    status = Choice(*MailingStatus, required=True)
+    status = Choice(MailingStatus, required=True)
     status_reason = Choice(
-        *StatusReason,
+        StatusReason,
         required=True,
         allow_none=True,
         metadata={
-            "enum": [*StatusReason, None],
             "description": "How it finished: `completed`, `ended` (its end came first), `nobody_matched` (look at the "
             "filter). What a scheduled or running one waits for: `gateway_unconfigured`, `gateway_paused`, "
             "`gateway_misconfigured`, `gateway_unavailable` (its breaker is not closed), `gateway_throttled` (it asked "
@@ -876,7 +890,7 @@ class ArchivedQuery(PageQuery):
 class MailingsQuery(ArchivedQuery):
     """The filter of the list of mailings."""
 
-    status = Choice(*MailingStatus, load_default=None)
+    status = Choice(MailingStatus, load_default=None)
 
 
 # ---- messages
@@ -887,7 +901,7 @@ class MessagesQuery(PageQuery):
 
     # One integer, or three where the list comes from the queue.
     cursor = Cursor(1, 3, load_default=None, metadata=PageQuery._declared_fields["cursor"].metadata)
-    status = Choice(*Status, load_default=None)
+    status = Choice(Status, load_default=None)
 
 
 class MessageOut(Schema):
@@ -901,8 +915,8 @@ class MessageOut(Schema):
         allow_none=True,
         metadata={"description": "null when the client was erased.", "example": "79161234567"},
     )
-    status = Choice(*Status, required=True)
-    reason = Choice(*Reason, required=True, allow_none=True, metadata={"enum": [*Reason, None]})
+    status = Choice(Status, required=True)
+    reason = Choice(Reason, required=True, allow_none=True)
     attempts = fields.Integer(required=True, metadata={"description": "Requests started."})
     created_at = Moment(required=True)
     next_attempt_at = Moment(required=True, allow_none=True)
@@ -914,9 +928,9 @@ class AttemptOut(Schema):
 
     seq = fields.Integer(required=True)
     at = Moment(required=True)
-    outcome = Choice(*Outcome, required=True)
-    status = Choice(*Status, required=True, metadata={"description": "The message's after it."})
-    reason = Choice(*Reason, required=True, allow_none=True, metadata={"enum": [*Reason, None]})
+    outcome = Choice(Outcome, required=True)
+    status = Choice(Status, required=True, metadata={"description": "The message's after it."})
+    reason = Choice(Reason, required=True, allow_none=True)
     detail = fields.String(required=True, allow_none=True, metadata={"description": "The gateway's words."})
     status_code = fields.Integer(required=True, allow_none=True, metadata={"description": "Of the HTTP answer."})
     duration_ms = fields.Integer(required=True, allow_none=True)
@@ -932,12 +946,18 @@ class MessageWithTimelineOut(MessageOut):
     timeline = fields.List(fields.Nested(AttemptOut), required=True)
 
 
+class Decision(StrEnum):
+    """What an operator says of an unknown message."""
+
+    SENT = "sent"
+    FAILED = "failed"
+    AGAIN = "again"
+
+
 class ResolveIn(Strict):
     """What an operator found out about a message, or wants."""
 
-    decision = Choice(
-        "sent", "failed", "again", data_key="as", required=True, metadata={"description": "again: try once more."}
-    )
+    decision = Choice(Decision, data_key="as", required=True, metadata={"description": "again: try once more."})
 
 
 # ---- statistics
@@ -946,7 +966,7 @@ class ResolveIn(Strict):
 class StatisticsQuery(NoQuery):
     """How fine the series is."""
 
-    step = Choice(*Step, load_default=Step.MINUTE.value, metadata={"description": "The width of a point."})
+    step = Choice(Step, load_default=Step.MINUTE.value, metadata={"description": "The width of a point."})
 
 
 # One field per status, whatever statuses there are.
@@ -998,7 +1018,7 @@ class MailingLineOut(Schema):
 
     id = fields.Integer(required=True)
     name = fields.String(required=True, allow_none=True)
-    status = Choice(*MailingStatus, required=True)
+    status = Choice(MailingStatus, required=True)
     audience = fields.Integer(required=True)
     messages = fields.Nested(StatusesOut, required=True)
 
@@ -1047,8 +1067,9 @@ class GatewayEditIn(Strict):
     rate = Rate(
         allow_none=True,
         metadata={
-            "description": "Messages a second, all replicas together; 0 = no limit.",
-            "anyOf": [{"enum": [0, None]}, {"minimum": RATE_LEAST, "maximum": RATE_MOST}],
+            "description": f"Messages a second, all replicas together, from {RATE_LEAST:f}; 0 = no limit.",
+            "minimum": 0,
+            "maximum": RATE_MOST,
             "example": 20,
         },
     )
@@ -1057,7 +1078,7 @@ class GatewayEditIn(Strict):
 class BreakerOut(Schema):
     """The circuit breaker."""
 
-    state = Choice(*BreakerState, required=True)
+    state = Choice(BreakerState, required=True)
     retry_at = Moment(required=True, allow_none=True)
     detail = fields.String(
         required=True, allow_none=True, metadata={"description": "A sentence: why it is not closed."}
@@ -1070,7 +1091,7 @@ class GatewayErrorOut(Schema):
     at = fields.String(required=True, metadata={"format": "date-time", "description": "The last one."})
     first_at = fields.String(required=True, metadata={"format": "date-time"})
     count = fields.Integer(required=True, metadata={"description": "How many of this kind, from `first_at` to `at`."})
-    outcome = Choice(*Outcome, required=True)
+    outcome = Choice(Outcome, required=True)
     status_code = fields.Integer(required=True, allow_none=True)
     reason = fields.String(required=True, allow_none=True)
     message_id = fields.Integer(
@@ -1086,9 +1107,12 @@ class GatewayErrorOut(Schema):
 class GatewayOut(Schema):
     """A gateway: its state, the limits in force, and its last errors, newest first."""
 
+    VERSIONED = True
+    """What has an ETag: its version."""
+
     name = fields.String(required=True, metadata={"example": "default"})
     url = fields.String(required=True, allow_none=True)
-    state = Choice(*GatewayState, required=True)
+    state = Choice(GatewayState, required=True)
     reason = fields.String(required=True, allow_none=True)
     detail = fields.String(
         required=True,
@@ -1098,7 +1122,7 @@ class GatewayOut(Schema):
     concurrency = fields.Integer(required=True)
     rate = fields.Float(required=True)
     timeout = fields.Float(required=True, metadata={"description": "Seconds for a whole request."})
-    on_unknown = Choice(*OnUnknown, required=True)
+    on_unknown = Choice(OnUnknown, required=True)
     paused_until = Moment(required=True, allow_none=True, metadata={"description": "By the gateway's own wish."})
     breaker = fields.Nested(BreakerOut, required=True)
     last_errors = fields.List(fields.Nested(GatewayErrorOut), required=True)

@@ -10,7 +10,7 @@ from notifier.web.base import Handler, operation
 class MailingStatistics(Handler):
     TAG = "Statistics"
 
-    @operation(query=schemas.StatisticsQuery, answer=schemas.StatisticsOut, errors=(404,))
+    @operation("getMailingStatistics", query=schemas.StatisticsQuery, answer=schemas.StatisticsOut, errors=(404,))
     async def get(self, mailing_id: int) -> None:
         """Show a mailing in numbers, all of one moment."""
         step = statistics.Step(self.params["step"])
@@ -20,7 +20,7 @@ class MailingStatistics(Handler):
 class Overview(Handler):
     TAG = "Statistics"
 
-    @operation(query=schemas.ArchivedQuery, answer=schemas.OverviewOut)
+    @operation("getStatistics", query=schemas.ArchivedQuery, answer=schemas.OverviewOut)
     async def get(self) -> None:
         """Show all mailings in numbers, and a page of them, all of one moment.
 

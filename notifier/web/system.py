@@ -10,6 +10,7 @@ import tornado.web
 from notifier import telemetry
 from notifier.web import files
 from notifier.web.base import Base, operation
+from notifier.web.compress import takes_gzip
 
 # Swagger UI sets styles by script and draws its icons from data: URLs.
 DOCS_CSP = (
@@ -21,7 +22,7 @@ DOCS_CSP = (
 class Health(Base):
     ANY_HOST = True
 
-    @operation(text=True)
+    @operation("getHealth", text=True)
     async def get(self) -> None:
         """Tell that the process is alive; nobody else is asked."""
         self.set_header("Content-Type", "text/plain; charset=utf-8")
@@ -31,7 +32,7 @@ class Health(Base):
 class Ready(Base):
     ANY_HOST = True
 
-    @operation(text=True, errors=(503,))
+    @operation("getReadiness", text=True, errors=(503,))
     async def get(self) -> None:
         """Tell whether requests should come here: the database and its schema are there, and we are not stopping."""
         reason = await self.context.ready()
@@ -45,7 +46,7 @@ class Ready(Base):
 class Metrics(Base):
     ANY_HOST = True
 
-    @operation(text=True)
+    @operation("getMetrics", text=True)
     async def get(self) -> None:
         """Show the metrics, in Prometheus' text format."""
         self.set_header("Content-Type", telemetry.CONTENT_TYPE)
@@ -87,7 +88,7 @@ class Static(Base):
         file = files.files().get(path)
         if file is None:
             raise tornado.web.HTTPError(404)
-        packed = file.packed if _takes_gzip(self.request.headers.get("Accept-Encoding", "")) else None
+        packed = file.packed if takes_gzip(self.request.headers.get("Accept-Encoding", "")) else None
         kept = self.get_query_argument("v", "") == file.version
         self.set_header("Cache-Control", f"public, max-age={files.YEAR}, immutable" if kept else "no-cache")
         self.set_header("ETag", f'"{file.version}{"-gzip" if packed is not None else ""}"')
@@ -99,11 +100,3 @@ class Static(Base):
         if packed is not None:
             self.set_header("Content-Encoding", "gzip")
         self.write(file.body if packed is None else packed)
-
-
-def _takes_gzip(accepted: str) -> bool:
-    for each in accepted.lower().split(","):
-        name, _, rest = each.partition(";")
-        if name.strip() in ("gzip", "x-gzip", "*"):
-            return not re.fullmatch(r"\s*q\s*=\s*0(\.0*)?\s*", rest)
-    return False

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 from openapi_spec_validator import validate
 
+from notifier.models import Status
 from notifier.web import mailings, schemas
-from notifier.web.base import operation_of
+from notifier.web.base import SCOPES, operation_of
 from notifier.web.openapi import describe
 from notifier.web.routes import API, ROUTES
 from tests.web.conftest import Api
@@ -34,16 +39,87 @@ def test_every_route_of_the_api_is_in_it() -> None:
                 assert described["tags"], route.path
 
 
-def test_every_operation_has_its_own_id_and_tells_its_scope() -> None:
-    operations = [
-        (verb, each)
-        for path in describe(ROUTES, "1")["paths"].values()
-        for verb, each in path.items()
-        if verb != "parameters"
-    ]
-    ids = [each["operationId"] for _, each in operations]
-    assert len(set(ids)) == len(ids)
-    assert all(each["security"] for verb, each in operations if each["tags"] != ["System"])
+def operations() -> list[dict[str, Any]]:
+    paths = describe(ROUTES, "1")["paths"].values()
+    return [each for path in paths for verb, each in path.items() if verb != "parameters"]
+
+
+def nodes(node: Any) -> Iterator[dict[str, Any]]:
+    """Every object of the document."""
+    if isinstance(node, dict):
+        yield node
+    for each in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from nodes(each)
+
+
+def test_every_operation_has_a_name_of_its_own_for_generated_clients() -> None:
+    names = [each["operationId"] for each in operations()]
+    assert len(set(names)) == len(names)
+    assert [name for name in names if not re.fullmatch("[a-z]+([A-Z][a-z]+)+", name)] == []
+    assert {"startMailing", "createClient", "listMailingMessages", "updateGateway", "getMailing"} <= set(names)
+
+
+def test_every_scope_and_tag_is_explained() -> None:
+    document = describe(ROUTES, "1")
+    scheme = document["components"]["securitySchemes"]["bearer"]
+    assert scheme["x-scopes"].keys() == SCOPES
+    assert all(f"`{scope}`" in scheme["description"] for scope in SCOPES)
+    assert {tag["name"] for tag in document["tags"]} == {tag for each in operations() for tag in each["tags"]}
+    assert all(tag["description"] for tag in document["tags"])
+    for each in operations():
+        assert each["security"] == [] if each["tags"] == ["System"] else set(each["security"][0]["bearer"]) <= SCOPES
+
+
+def test_generated_clients_get_one_class_for_each_enumeration_and_none_for_null() -> None:
+    """Enumerations are components, null stands beside them, and nothing else has alternatives."""
+    document = json.loads(json.dumps(describe(ROUTES, "1")))
+    components = document["components"]["schemas"]
+    named = {name for name, schema in components.items() if "enum" in schema}
+    assert {
+        "MessageStatus", "MailingStatus", "StatusReason", "Reason", "Outcome", "GatewayState", "BreakerState",
+        "OnUnknown", "SeriesStep", "BatchItemStatus", "Decision",
+    } == named  # fmt: skip
+    assert components["MessageStatus"]["enum"] == list(Status)
+    inline = [node for node in nodes(document) if "enum" in node and node not in [components[name] for name in named]]
+    assert inline == []
+    for node in nodes(document):
+        assert not [key for key in node if key == "x-enumeration"]
+        if "anyOf" in node or "oneOf" in node:
+            reference, null = node["anyOf"]
+            assert (list(reference), null) == (["$ref"], {"type": "null"})
+    assert components["GatewayEditIn"]["properties"]["rate"]["type"] == ["number", "null"]
+    assert components["MessageOut"]["properties"]["reason"] == {
+        "anyOf": [{"$ref": "#/components/schemas/Reason"}, {"type": "null"}]
+    }
+
+
+def test_every_answer_has_an_example_that_fits_its_schema() -> None:
+    document = json.loads(json.dumps(describe(ROUTES, "1")))
+    shown = 0
+    for each in operations():
+        for answer in each["responses"].values():
+            content = answer.get("content", {}).get("application/json")
+            if content is not None:
+                jsonschema.validate(content["example"], {**content["schema"], "components": document["components"]})
+                shown += 1
+    assert shown > 20
+
+
+def test_every_answer_names_its_headers() -> None:
+    paths = describe(ROUTES, "1")["paths"]
+
+    def headers(method: str, path: str, status: str) -> set[str]:
+        return set(paths[path][method]["responses"][status]["headers"])
+
+    assert headers("post", f"{API}/clients", "201") == {"X-Request-ID", "ETag", "Location", "Idempotency-Replayed"}
+    assert headers("post", f"{API}/mailings/{{mailing_id}}/start", "200") == {
+        "X-Request-ID", "ETag", "Idempotency-Replayed"
+    }  # fmt: skip
+    assert headers("get", f"{API}/clients/{{client_id}}", "304") == {"ETag"}
+    assert headers("get", f"{API}/mailings", "200") == {"X-Request-ID"}
+    for each in operations():
+        for status, answer in each["responses"].items():
+            assert ("Retry-After" in answer["headers"]) == (status in ("429", "503"))
 
 
 def test_every_body_has_examples_that_are_acceptable() -> None:
@@ -76,7 +152,7 @@ def test_no_example_texts_everybody_and_the_first_nobody() -> None:
 
 def test_the_docs_need_nothing_from_elsewhere() -> None:
     document = str(describe(ROUTES, "1"))
-    assert not re.findall(r"https?://(?!www\.rfc-editor\.org)", document)
+    assert not re.findall(r"https?://(?!www\.rfc-editor\.org|gateway\.example\.com)", document)
 
 
 async def test_nothing_a_stranger_makes_of_the_document_is_our_fault(api: Api, tmp_path: Path) -> None:
