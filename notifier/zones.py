@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import cache
-from zoneinfo import available_timezones
+from pathlib import Path
+from zoneinfo import TZPATH, available_timezones
 
+import tzdata
 from tzlocal.windows_tz import win_tz  # CLDR's windowsZones: the main zone of each of Windows' names
 
 # Hours from UTC → the zone most people there are in; who writes an offset means where they live.
@@ -51,6 +53,21 @@ _SAME = str.maketrans("kqw", "ccv")
 def names() -> frozenset[str]:
     """Return the names of all time zones (about 600): those of the machine and of the package tzdata."""
     return frozenset(available_timezones() - {"localtime", "Factory", "posixrules"})
+
+
+def release() -> str:
+    """Return which release of the IANA data is in use, like ``2026f``; ``unknown`` where the machine's does not say.
+
+    Python reads the machine's data first, and the package tzdata where those have no such zone.
+    """
+    for folder in map(Path, TZPATH):
+        if (folder / "UTC").exists():
+            try:
+                with (folder / "tzdata.zi").open(encoding="utf-8") as file:
+                    return file.readline().removeprefix("# version ").strip()
+            except OSError:
+                return "unknown"
+    return str(tzdata.IANA_VERSION)
 
 
 def refusal(text: str) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+import tzdata
 
 from notifier import zones
 
+ROOT = Path(__file__).parent.parent
 MEANT = {
     "Europe/moscow": "Europe/Moscow",
     "EUROPE/MOSCOW": "Europe/Moscow",
@@ -65,6 +71,16 @@ def test_the_names_are_all_good() -> None:
     for name in zones.names():
         ZoneInfo(name)
         assert zones.propose(name) == name
+
+
+def test_the_release_is_one_of_iana_s() -> None:
+    """The machine's where it has zones, whatever Python takes; else that of the package."""
+    assert re.fullmatch(r"20[0-9]{2}[a-z]|unknown", zones.release())
+    script = "from notifier import zones; print(zones.release())"
+    alone = subprocess.run(
+        [sys.executable, "-c", script], env={"PYTHONTZPATH": ""}, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert alone.stdout.strip() == tzdata.IANA_VERSION
 
 
 def test_a_thousand_bad_zones_cost_no_more_than_a_thousand_good_ones_read_anew() -> None:

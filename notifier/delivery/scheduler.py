@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
-from notifier import telemetry, windows
+from notifier import telemetry, windows, zones
 from notifier.delivery import backoff
 from notifier.delivery.clock import Clock
 from notifier.delivery.gateway import Gateway
@@ -244,7 +244,13 @@ class Scheduler:
             else:
                 polls["hold"] = self._held
         self._start_loops(polls)
-        log.info("the scheduler runs", replica=self.replica, gateway=bool(self._gateway), pause_all=self._pause_all)
+        log.info(
+            "the scheduler runs",
+            replica=self.replica,
+            gateway=bool(self._gateway),
+            pause_all=self._pause_all,
+            tzdata=zones.release(),  # replicas that differ may judge a local hour differently
+        )
 
     def _start_loops(self, polls: dict[str, Callable[[], Awaitable[float]]]) -> None:
         loops = {name: Loop(name, poll) for name, poll in polls.items()}
