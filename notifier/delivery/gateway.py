@@ -27,10 +27,10 @@ from notifier.delivery.lenient import Unreadable
 from notifier.models import Outcome, Reason
 
 CONNECT_TIMEOUT = 3.0  # seconds for name, TCP and TLS together; a gateway that takes longer is away
-# Seconds that a connection may have been idle and be used again: under the shortest usual idle time of a server
-# (Apache and Node.js, 5 s), or a request may cross with the other side's end. A server that says `Keep-Alive:
-# timeout=…` is believed, up to the second figure; one that is seen to close earlier sets a shorter time.
-KEEP_ALIVE, KEEP_ALIVE_MOST = 4.0, 15.0
+# Seconds that a connection may have been idle and be used again: under the shortest time that a server can be set to in
+# whole seconds, or a request may cross with the other side's end. A server that says `Keep-Alive: timeout=…` is
+# believed, up to the second figure; one that is seen to close earlier, or loses a request, sets a shorter time.
+KEEP_ALIVE, KEEP_ALIVE_MOST = 0.9, 15.0
 # A connection that was idle for so long (seconds) is looked at once more before it is used; under load none is.
 LOOK_AFTER = 0.05
 # A server that closes earlier than so many seconds after an answer does not do it for idleness.
@@ -110,7 +110,7 @@ class Gateway:
         body = b'{"id":%d,"phone":%d,"text":%b}' % (message_id, phone, text)
         request = b"%b%d%b%d\r\n\r\n%b" % (self._start, message_id, self._headers, len(body), body)
         deadline = self._loop.time() + self._timeout
-        reused = self._reused()
+        reused, idle = self._reused()
         try:
             wire = reused or await self._opened()
         except Exception as error:  # whatever a stranger's server makes a library do
@@ -125,19 +125,20 @@ class Gateway:
         except Exception as error:
             answer = classify_error(error)
             if reused and answer.reason is Reason.RESET:
+                self._learn(idle)
                 self._keep_apart()
             return answer
 
-    def _reused(self) -> Wire | None:
-        """The connection that was used last, so that what is not needed grows old."""
+    def _reused(self) -> tuple[Wire | None, float]:
+        """The connection that was used last, so that what is not needed grows old; and how long it was idle."""
         now = self._loop.time()
         while self._idle:
             wire, idle_since = self._idle.pop()
             idle = now - idle_since
             if wire.reusable and idle <= self._keep_for() and (idle < LOOK_AFTER or wire.is_quiet()):
-                return wire
+                return wire, idle
             self._let_go(wire, idle_since)
-        return None
+        return None, 0.0
 
     def _keep_for(self) -> float:
         """Seconds that an idle connection may be used again."""
@@ -146,14 +147,18 @@ class Gateway:
 
     def _let_go(self, wire: Wire, idle_since: float) -> None:
         """Close it; where the other side had done so, that tells how long it keeps one."""
-        if wire.ended_at is not None and wire.ended_at - idle_since >= IDLE_LEAST:
-            self._closes_after = min(self._closes_after, wire.ended_at - idle_since)
+        if wire.ended_at is not None:
+            self._learn(wire.ended_at - idle_since)
         wire.close()
 
+    def _learn(self, idle: float) -> None:
+        """The other side closes a connection that was idle for so long."""
+        if idle >= IDLE_LEAST:
+            self._closes_after = min(self._closes_after, idle)
+
     def _keep(self, wire: Wire, promise: str | None) -> None:
-        if promise is not None:
-            found = _KEEP_ALIVE_TIMEOUT.search(promise)
-            self._promised = float(found[1]) if found else None
+        found = promise and _KEEP_ALIVE_TIMEOUT.search(promise)
+        self._promised = float(found[1]) if found else None
         if self._connector.closed or self._loop.time() < self._apart_until:
             wire.close()
             return

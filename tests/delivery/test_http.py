@@ -319,15 +319,29 @@ async def test_what_is_idle_for_long_is_closed_and_not_used(monkeypatch: pytest.
     assert [number for number, _ in server.requests][-1] == 2
 
 
-async def test_a_server_s_own_word_on_idle_connections_is_kept() -> None:
-    """`Keep-Alive: timeout=1`: after 0.9 s the connection may be on its way out, though we would keep it for longer."""
-    short = OK.replace(b"C", b"Keep-Alive: max=100, timeout=1\r\nC", 1)
-    async with serving([short], [short], [short]) as (server, gateway):
-        await send(gateway)
-        await send(gateway)
-        await asyncio.sleep(0.9)
-        await send(gateway)
+async def test_who_says_how_long_idle_connections_are_kept_is_believed() -> None:
+    """`Keep-Alive: timeout=5`: one is used again after a second; of who says nothing it is not."""
+    says = OK.replace(b"C", b"Keep-Alive: max=100, timeout=5\r\nC", 1)
+    async with serving([says], [OK], [OK]) as (server, gateway):
+        for _ in range(3):
+            await send(gateway)
+            await asyncio.sleep(1.0)
     assert [number for number, _ in server.requests] == [0, 0, 1]
+
+
+async def test_a_request_that_is_lost_tells_how_long_idle_connections_are_kept() -> None:
+    """The end crosses with it. Its wait over, no connection is used again after so long."""
+    says = OK.replace(b"C", b"Keep-Alive: timeout=9\r\nC", 1)
+    async with serving([says], [FIN], [says], [says], [says]) as (server, gateway):
+        await send(gateway)
+        await asyncio.sleep(0.6)
+        assert (await send(gateway)).reason is Reason.RESET
+        gateway._apart_until = 0.0
+        await send(gateway)
+        await send(gateway)
+        await asyncio.sleep(0.6)
+        await send(gateway)
+    assert [number for number, _ in server.requests] == [0, 0, 1, 1, 2]
 
 
 async def test_how_long_a_server_keeps_an_idle_connection_is_learnt_from_its_closing() -> None:
