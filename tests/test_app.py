@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+from chaos.proxy import Proxy
 from notifier import app
 from notifier.delivery.gateway import Answer, Gateway
 from notifier.models import Outcome, Reason
@@ -291,3 +292,39 @@ async def test_a_gateway_s_token_is_read_again_when_its_file_changes(tmp_path: P
 def test_a_token_of_the_environment_has_no_file_to_follow() -> None:
     settings = Settings.load({"GATEWAY_URL": "http://127.0.0.1:1", "GATEWAY_TOKEN": "x"}, None)
     assert settings.gateway_token_file is None
+
+
+# ---- what strangers and operators are told
+
+
+async def test_a_stranger_hears_that_the_database_is_away_and_the_log_hears_why(
+    place: Path, api_only: dict[str, str]
+) -> None:
+    with Proxy(api_only["DATABASE_URL"]) as proxy:
+        with started(place, *serving(), **(api_only | {"DATABASE_URL": proxy.dsn})) as one:
+            url = await one.up()
+            proxy.refuse()
+            proxy.cut()
+            for _ in range(5):
+                with closing(connection(url)) as caller:
+                    caller.request("GET", "/readyz")
+                    answer = caller.getresponse()
+                    assert answer.status == 503
+                    assert json.loads(answer.read())["detail"] == "the database is away"
+            said = [json.loads(line) for line in one.said().splitlines()]
+    told = [each["error"] for each in said if each["event"] == "not ready: the database is away"]
+    assert told  # and not at each question
+    assert len(told) == len(set(told))
+
+
+async def test_the_start_says_what_can_be_read_on_the_way(place: Path) -> None:
+    gateway = {"GATEWAY_URL": "http://gateway.example.com", "GATEWAY_TOKEN": "jwt"}
+    with started(place, HOST="0.0.0.0", SECRET_KEY=KEY, **gateway) as one:
+        await one.up()
+        said = [json.loads(line) for line in one.said().splitlines()]
+    warned = [each["event"] for each in said if each["level"] == "warning"]
+    for name in (
+        "PUBLIC_URL: not set, and HOST is 0.0.0.0",
+        "GATEWAY_URL: gateway.example.com is reached over http://",
+    ):
+        assert any(each.startswith(name) for each in warned), (name, warned)

@@ -14,7 +14,7 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -75,10 +75,12 @@ class Front:
         body: bytes | None = None,
         headers: Mapping[str, str] = NO_HEADERS,
         plain: bool = False,
+        source: str = "127.0.0.1",
     ) -> Answer:
         """One request, over TLS if not ``plain``."""
         connection = http.client.HTTPConnection(host)
-        connection.sock = socket.create_connection(("127.0.0.1", self.plain if plain else self.https), 20)
+        port = self.plain if plain else self.https
+        connection.sock = socket.create_connection(("127.0.0.1", port), 20, (source, 0))
         if not plain:
             connection.sock = self._context.wrap_socket(connection.sock, server_hostname=host)
         with closing(connection):
@@ -168,20 +170,22 @@ def caddy(place: Path, backend: int, https: int, plain: int) -> list[str]:
     return command
 
 
-PROXIES = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy}
+Configure = Callable[[Path, int, int, int], list[str]]
+"""Writes a proxy's files: folder, port of Notifier, ports for https and http → the command that runs it."""
+PROXIES: dict[str, Configure] = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy}
 
 
 @contextmanager
-def in_front(proxy: str, place: Path, backend: int) -> Iterator[Front]:
-    """Run a proxy with its file of deploy/ before the port ``backend``."""
+def in_front(configure: Configure, place: Path, backend: int, https: int = 0) -> Iterator[Front]:
+    """Run a proxy before the port ``backend``; 0 takes a free port."""
     authority = trustme.CA()
     certificate = authority.issue_cert(HOST, SITE)
     certificate.private_key_pem.write_to_path(place / "key.pem")
     certificate.cert_chain_pems[0].write_to_path(place / "chain.pem")
     certificate.private_key_and_cert_chain_pem.write_to_path(place / "both.pem")
-    front = Front(authority, free_port(), free_port())
-    command = PROXIES[proxy](place, backend, front.https, front.plain)
-    log = place / f"{proxy}.log"
+    front = Front(authority, https or free_port(), free_port())
+    command = configure(place, backend, front.https, front.plain)
+    log = place / "proxy.log"
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env={"PATH": os.defpath, "HOME": str(place)})
     try:
@@ -200,7 +204,7 @@ async def test_a_proxy_before_it_at_a_host_name_of_its_own(place: Path, proxy: s
     settings = {"PUBLIC_URL": f"https://{HOST}", "TRUSTED_PROXIES": "127.0.0.1", "ROLE": "api"}
     with started(place, BOOTSTRAP_TOKEN=TOKEN, **settings) as service:
         port = int((await service.up()).rpartition(":")[2])
-        with in_front(proxy, place, port) as front:
+        with in_front(PROXIES[proxy], place, port) as front:
             moved = front.call("/admin/?x=1", plain=True)
             assert moved.status in (301, 308)
             # A port that is not 80 stands in no proxy's answer but Caddy's.
@@ -223,7 +227,7 @@ async def test_a_proxy_before_it_below_a_path(place: Path, proxy: str) -> None:
     settings = {"PUBLIC_URL": f"https://{SITE}/notifier", "TRUSTED_PROXIES": "127.0.0.1", "ROLE": "api"}
     with started(place, BOOTSTRAP_TOKEN=TOKEN, **settings) as service:
         port = int((await service.up()).rpartition(":")[2])
-        with in_front(proxy, place, port) as front:
+        with in_front(PROXIES[proxy], place, port) as front:
             assert front.call("/notifier", SITE).headers["Location"].endswith("/notifier/")
             assert front.call("/notifier/", SITE).headers["Location"] == "/notifier/admin/"
             assert front.call("/notifier/metrics", SITE).status == 404

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
+import time
+
 from notifier.storage import replicas
 from notifier.storage.database import Pool
 from tests.storage.scenes import insert_batch, insert_mailing, insert_messages
@@ -14,6 +17,25 @@ async def test_a_replica_with_another_key_is_noticed_once(db: Pool) -> None:
     assert not await replicas.share_key(db, new)
     assert await replicas.share_key(db, new)
     assert new.encode() not in await db.fetchval("SELECT mark FROM secret_key")
+
+
+async def test_what_the_database_has_of_the_key_costs_a_guess_much(db: Pool) -> None:
+    """Salted and slow; what version 0.1.0 left there, which a guess could be compared with at once, is replaced."""
+    key, other = "an old key of thirty-two characters", "another key of thirty-two characters"
+    fast = hmac.digest(key.encode(), b"notifier", "sha256")
+    await db.execute("INSERT INTO secret_key (mark) VALUES ($1)", fast)
+    assert await replicas.share_key(db, key)  # a replica of 0.1.0 runs beside
+    marks = {await db.fetchval("SELECT mark FROM secret_key")}
+    await db.execute("UPDATE secret_key SET mark = $1", fast)
+    assert not await replicas.share_key(db, other)
+    await db.execute("DELETE FROM secret_key")
+    assert await replicas.share_key(db, key)
+    marks.add(await db.fetchval("SELECT mark FROM secret_key"))
+    assert len(marks) == 2  # the same key, another salt
+    assert all(fast not in mark for mark in marks)
+    begun = time.process_time()
+    assert await replicas.share_key(db, key)
+    assert time.process_time() - begun > 0.01  # a fast hash takes 0.000002
 
 
 async def test_each_replica_gets_a_number_and_sees_the_others(db: Pool) -> None:
