@@ -1,7 +1,8 @@
 """Run the tests in phases, so that none fails by chance: `python -m tests.run [arguments for pytest]`.
 
 1. ``beside``: everything that may share the machine with other tests, on all cores.
-2. ``alone``: what is marked so (real processes, real time), one after another, when nothing else runs.
+2. ``alone``: what is marked so (real processes, real time), when the others are over. Most of its time such a test
+   waits for processes of its own: a few run at a time.
 3. ``again``: what failed in the first two, once more, one after another. Whoever passes now does not make the run red,
    but is named at the end under "passed only on the second try", with the first failure shown above.
 
@@ -15,6 +16,7 @@ The same module is the plugin that pytest loads in every phase.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +26,8 @@ from pathlib import Path
 
 import pytest
 
-WORKERS = {"beside": "auto", "alone": "1", "again": "1"}
+FEW = min(4, (os.cpu_count() or 1) + 1)
+WORKERS = {"beside": ["-n", "auto"], "alone": ["-n", str(FEW), "--maxschedchunk=1"], "again": ["-n", "1"]}
 """For pytest-xdist. One worker, and not none, so that a test that kills its process is a failure like any other."""
 MOST_AGAIN = 20
 """So many do not fail by chance: more than that are not tried again."""
@@ -117,7 +120,7 @@ def _run(folder: Path, phase: str, *arguments: str) -> tuple[dict[str, str], str
     path = folder / f"{phase}.json"
     print(f"\n{f' {phase} ':#^80}", flush=True)
     command = [sys.executable, "-m", "pytest", "-p", "tests.run", f"--phase={phase}", f"--results={path}"]
-    child = subprocess.Popen([*command, "-n", WORKERS[phase], *arguments])
+    child = subprocess.Popen([*command, *WORKERS[phase], *arguments])
     while True:
         try:
             code = child.wait()

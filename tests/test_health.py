@@ -51,6 +51,8 @@ def test_it_imports_nothing_of_the_service() -> None:
         "notifier.health",
         "notifier.settings",
         "notifier.errors",
+        "notifier.hosts",
+        "notifier.zones",
         "notifier.install",
     }
 

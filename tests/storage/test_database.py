@@ -255,7 +255,7 @@ async def test_check_refuses_an_old_server(db: Pool, monkeypatch: pytest.MonkeyP
 async def test_check_refuses_an_old_schema(empty_dsn: str) -> None:
     async with await database.create_pool(empty_dsn, size=1, application_name="test") as pool:
         assert not await database.ready(pool)
-        with pytest.raises(NotifierError, match=r"server\.py migrate"):
+        with pytest.raises(NotifierError, match="migrate"):
             await database.check(pool, durable=False)
         await asyncio.to_thread(database.migrate, empty_dsn)
         assert await database.ready(pool)
