@@ -343,36 +343,30 @@ def _works(stage: Stage, clients: int) -> Figures:
 # ---- row 14: PgBouncer -----------------------------------------------------------------------------------------------
 
 
-SESSION = "SET statement_timeout = 5000; SET jit = off"  # as docs/operations.md has it
+# As docs/operations.md has it.
+SESSION = "SET statement_timeout = 5000; SET idle_in_transaction_session_timeout = 3000; SET jit = off"
 
 
 @contextmanager
-def pgbouncer(stage: Stage, mode: str) -> Iterator[str]:
-    """Yield the address of a PgBouncer before the stage's database; it renews its connections all the time."""
+def pgbouncer(folder: Path, server: int, *, database: str = "", settings: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the address of a PgBouncer in ``folder`` before the database `notifier` at the port ``server``.
+
+    ``database`` and ``settings`` are added to its line in `[databases]` and to `[pgbouncer]`.
+    """
     program = has("pgbouncer")
     if program is None:
         raise Lacking("there is no pgbouncer; apt-get install pgbouncer")
-    port, settings = free_port(), stage.folder / "pgbouncer.ini"
-    settings.write_text(
-        f"""
-        [databases]
-        notifier = host=127.0.0.1 port={stage.database.port} user=notifier connect_query='{SESSION}'
-        [pgbouncer]
-        listen_addr = 127.0.0.1
-        listen_port = {port}
-        unix_socket_dir =
-        auth_type = any
-        pool_mode = {mode}
-        default_pool_size = 40
-        ignore_startup_parameters = extra_float_digits,statement_timeout,jit
-        server_lifetime = 2
-        server_idle_timeout = 1
-        """.replace("\n        ", "\n"),
-        "utf-8",
-    )
-    log = stage.folder / "pgbouncer.log"
+    port, ini = free_port(), folder / "pgbouncer.ini"
+    lines = [
+        "[databases]",
+        f"notifier = host=127.0.0.1 port={server} user=notifier {database}",
+        "[pgbouncer]",
+        *("listen_addr = 127.0.0.1", f"listen_port = {port}", "unix_socket_dir =", "auth_type = any", *settings),
+    ]
+    ini.write_text("\n".join(lines) + "\n", "utf-8")
+    log = folder / "pgbouncer.log"
     with log.open("wb") as file:
-        process = subprocess.Popen([program, settings], stdout=file, stderr=file, **server_user())
+        process = subprocess.Popen([program, ini], stdout=file, stderr=file, **server_user())
     dsn = f"postgresql://notifier@127.0.0.1:{port}/notifier"
 
     def answers() -> bool:
@@ -395,14 +389,18 @@ def pooled(
     mode: str = "transaction", clients: int = 3_000, constants: Mapping[str, Any] = MappingProxyType({})
 ) -> Figures:
     """Windows, retries, a pause and a kill -9 behind PgBouncer; in transaction mode no lock may speak for a replica."""
-    with on_stage(gateway={"latency": 100}) as stage, pgbouncer(stage, mode) as dsn:
+    # It renews its connections all the time.
+    pooler = [f"pool_mode = {mode}", "default_pool_size = 40", "server_lifetime = 2", "server_idle_timeout = 1"]
+    with (
+        on_stage(gateway={"latency": 100}) as stage,
+        pgbouncer(stage.folder, stage.database.port, database=f"connect_query='{SESSION}'", settings=pooler) as dsn,
+    ):
         stage.gateway.script({"share": 0.1, "do": {"kind": "status", "status": 503}}, latency=100)
         # A tenth of the answers is 503, and ten in a row do come.
         constants = {**QUICK_RETRIES, "delivery.limits.TRIP_AFTER": 10**9, **constants}
         first, second = (
             stage.begin_replica(
                 dsn=dsn,
-                database_statement_cache=0,
                 gateway_concurrency=15,
                 gateway_timeout=2,
                 constants=constants,

@@ -46,6 +46,7 @@ BACKLOG = 1024  # connections that wait to be accepted: a moment's burst
 # A terminal that is closed sends SIGHUP, Ctrl-\ SIGQUIT.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 TOKEN_EVERY = 2.0  # seconds between two looks into GATEWAY_TOKEN_FILE
+FAILING = 10.0  # seconds after which a replica whose loops fail is not ready
 OBSERVED = (Health, Ready, Metrics)  # what a worker answers
 
 
@@ -189,7 +190,7 @@ async def _up_and_migrated(dsn: str, migration_dsn: str) -> None:
         migrate(migration_dsn)
 
     for each in dict.fromkeys((dsn, migration_dsn)):  # a refusal is told at once, of either
-        await database.wait_until_up(each, say=log.warning)
+        await database.wait_until_up(each, say=log.warning, writable=True)
     await database.patiently(apply, say=log.warning)
 
 
@@ -213,6 +214,9 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
     async with AsyncExitStack() as stack:
         web_db = await _pool(stack, settings, dsn, "web", WEB_POOL)
         await database.patiently(partial(database.check, web_db), say=log.warning)
+        advice = partial(database.advice, web_db, connections=WEB_POOL + ENGINE_POOL * (settings.role != "api"))
+        for sentence in await database.patiently(advice, say=log.warning):
+            log.warning(sentence)
         if not await database.patiently(partial(replicas.share_key, web_db, secret_key(settings)), say=log.warning):
             log.warning(
                 "SECRET_KEY is not that of the replica that started last: give all the same one;"
@@ -231,12 +235,19 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
             if server.drained_at is not None:
                 return "stopping"
             try:
-                return None if await database.ready(web_db) else "the schema is older than this program"
+                reason = await database.why_not_ready(web_db)
             except database.AWAY as error:
                 if repr(error) != seen:
                     seen = repr(error)
                     log.warning("not ready: the database is away", error=seen)  # a stranger is not told why
                 return "the database is away"
+            if reason is not None or scheduler is None:
+                return reason
+            # Calls go on where one loop fails, over one mailing perhaps; without a heartbeat none of them works.
+            failing = scheduler.failing(FAILING)
+            if failing and (settings.role == "worker" or "heartbeat" in failing):
+                return f"parts of the scheduler have failed for {FAILING:.0f} s or longer: {', '.join(failing)}"
+            return None
 
         server = web.Server(
             make_application(_context(settings, web_db, scheduler, hold, ready), _routes(settings)),

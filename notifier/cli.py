@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -36,12 +37,19 @@ def main(context: click.Context, env_file: Path | None) -> None:
     Settings come from environment variables and a .env file; `config check` shows them.
     """
     context.obj = env_file
+    _leave_foreign_home()
     if context.invoked_subcommand is None:
         context.invoke(serve)
 
 
 def _load() -> settings.Settings:
     return settings.Settings.load(env_file=settings.find_env_file(click.get_current_context().obj))
+
+
+def _leave_foreign_home() -> None:
+    """Have no home rather than somebody else's: both drivers look for certificates there, and would be refused."""
+    if not os.access(os.environ.get("HOME", os.sep), os.X_OK):
+        os.environ["HOME"] = "/nonexistent"
 
 
 @main.command()

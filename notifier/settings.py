@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 
 from dotenv.parser import parse_stream
 
-from notifier import install, zones
+from notifier import address, install, zones
 from notifier.errors import SettingsError
 from notifier.hosts import is_loopback
 
@@ -140,13 +140,7 @@ def _zone(text: str) -> str:
 
 
 def _postgres_url(text: str) -> str:
-    right = "give postgresql://user:password@host:5432/database"
-    try:
-        scheme = urlsplit(text).scheme
-    except ValueError as error:
-        raise ValueError(f"is not an address; {right}") from error
-    if scheme not in ("postgresql", "postgres") or not text.startswith(f"{scheme}://"):
-        raise ValueError(f"does not begin with postgresql:// or postgres://; {right}")
+    address.parse(text)
     return text
 
 
@@ -286,7 +280,7 @@ class Settings:
     database_statement_cache: int = _setting(
         _whole(0, 10_000),
         100,
-        "prepared statements kept per connection; 0 behind a PgBouncer older than 1.21",
+        "prepared statements kept per connection; none behind a pooler that loses them, which the start finds out",
     )
     database_migration_url: str | None = _setting(
         _postgres_url,

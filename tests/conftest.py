@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from tornado.ioloop import IOLoop
 
-from chaos.stage import PATIENCE, scratch, source
+from chaos.stage import PATIENCE, Postgres, scratch, source
 from notifier.settings import OWN_PREFIXES, SETTINGS
 from notifier.storage import database
 from notifier.storage.embedded import running
@@ -130,6 +130,17 @@ def template(server: str) -> str:
             database.migrate(with_database(server, f"{name}_new"))
             admin.execute(f"ALTER DATABASE {name}_new RENAME TO {name}")
     return name
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL at a TCP port, with a migrated database that the tests of poolers and log-ins share."""
+    folder = scratch("notifier-test-")
+    try:
+        with Postgres(folder) as server:
+            yield server
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

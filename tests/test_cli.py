@@ -20,12 +20,13 @@ from urllib.request import ProxyHandler, Request, build_opener
 import psycopg
 import pytest
 
-from chaos.stage import PATIENCE
+from chaos.stage import PATIENCE, Postgres
 from notifier.settings import Settings, secret_key
 from notifier.simulator import Simulator, read_ledger
 from notifier.storage.audit import CHECKS
 from notifier.storage.database import MIGRATIONS
 from tests.conftest import poll_until
+from tests.test_address import UNESCAPED
 
 SERVER = Path(__file__).parent.parent / "server.py"
 TOKEN = "a-token-of-the-tests-0123456789"
@@ -184,6 +185,41 @@ def test_config_check_shows_the_key_that_was_made(tmp_path: Path) -> None:
     assert "***" in shown()
     assert str(tmp_path / "secret_key") in shown()
     assert key not in " ".join(shown())
+
+
+@pytest.mark.parametrize(("url", "secret"), [UNESCAPED[at] for at in (0, 1, 2, 3, 8)])
+def test_an_address_that_must_be_encoded_is_told_so_without_a_letter_of_it(
+    tmp_path: Path, url: str, secret: str
+) -> None:
+    pieces = {secret[at : at + 3] for at in range(len(secret) - 2)}
+    for command in (("config", "check"), ("serve",)):
+        ended = run(tmp_path, *command, DATABASE_URL=f"postgresql://{url}", SECRET_KEY=KEY)
+        assert ended.returncode == 2
+        (error,) = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
+        assert error.startswith("error: DATABASE_URL: ")
+        assert "Traceback" not in ended.stderr
+        assert not [piece for piece in pieces if piece in ended.stdout + ended.stderr]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_home_that_only_somebody_else_can_enter_is_none(tmp_path: Path, postgres: Postgres) -> None:
+    # As under `su` without a new environment. Both drivers look there for certificates.
+    (tmp_path / "home").mkdir(mode=0o700)
+    program = (
+        "import os, sys; from notifier.cli import main; os.setgid(65534); os.setuid(65534);"
+        "sys.argv[1:] = ['migrate', '--status']; main()"
+    )
+    there = {"DATABASE_URL": postgres.dsn, "SECRET_KEY": KEY, "HOME": str(tmp_path / "home")}
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        check=False,
+        env=environment(Path("/tmp"), PYTHONPATH=str(SERVER.parent), **there),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 async def test_the_start_says_what_it_has_read_and_that_nobody_can_log_in(place: Path, closed: str) -> None:

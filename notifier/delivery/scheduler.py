@@ -25,7 +25,7 @@ from notifier.delivery.sender import Sender
 from notifier.delivery.session import Session
 from notifier.models import OnUnknown, Outcome, Reason
 from notifier.storage import audience, clients, idempotency, mailings, queue, replicas, sessions
-from notifier.storage.database import AWAY, Db, Pool, transaction
+from notifier.storage.database import AWAY, DISTURBED, Db, Pool, transaction
 from notifier.storage.installation import Hold
 from notifier.storage.queue import Claimed, Owned, Report, Result
 
@@ -51,6 +51,7 @@ TICK = 0.01  # seconds between two looks at how late the loop is, while somethin
 PURGE_EVERY = 30.0
 PURGE_REST = 0.5  # seconds between two pieces of a purge, each some 50 ms of the database: sending comes first
 ZONES_EVERY = 600.0
+OPTIONAL = ("purge", "session", "lag", "zones")  # loops without which everything is sent all the same
 CUT_OFF = 2.0  # seconds that a step of stopping waits for the database
 
 
@@ -63,6 +64,7 @@ class Loop:
         self._woken = asyncio.Event()
         self._stopping = False
         self.task: asyncio.Task[None] | None = None
+        self.failing_since: float | None = None  # on the monotonic clock; None after a poll that went well
 
     def start(self) -> None:
         """Run until stopped; should the task end in any other way, another takes its place."""
@@ -92,11 +94,14 @@ class Loop:
             self._woken.clear()
             try:
                 delay = await self._poll()
-                errors = 0
+                errors, self.failing_since = 0, None
             except Exception as error:
                 telemetry.LOOP_ERRORS.labels(self.name).inc()
+                self.failing_since = self.failing_since or time.monotonic()
                 if isinstance(error, AWAY):
                     log.warning("the database is away", loop=self.name, error=str(error) or type(error).__name__)
+                elif isinstance(error, DISTURBED):
+                    log.warning("another transaction was in the way", loop=self.name, error=str(error))
                 else:
                     log.exception("a loop failed; it goes on", loop=self.name)
                 await asyncio.sleep(min(AFTER_ERROR[1], AFTER_ERROR[0] * 2**errors))
@@ -323,6 +328,15 @@ class Scheduler:
             with suppress(*AWAY):
                 await asyncio.wait_for(self._session.close(), CUT_OFF)
 
+    def failing(self, seconds: float) -> list[str]:
+        """The loops that have done nothing but fail for so long, without those that sending can do without."""
+        before = time.monotonic() - seconds
+        return [
+            name
+            for name, loop in self._loops.items()
+            if name not in OPTIONAL and loop.failing_since is not None and loop.failing_since <= before
+        ]
+
     async def _away(self) -> bool:
         try:
             await asyncio.wait_for(mailings.clock(self._db), 1)
@@ -381,12 +395,33 @@ class Scheduler:
         self._look()
 
     async def _purge(self) -> float:
-        """Take away what is not needed any more, in pieces: deleted mailings, phones of the erased, what is too old."""
-        more = await mailings.purge(self._db)
-        await clients.erase_again(self._db, SETTLED_AFTER)
-        await idempotency.purge(self._db)
-        await sessions.purge(self._db)
+        """Take away what is not needed any more, in pieces: deleted mailings, phones of the erased, what is too old.
+
+        Each is done though another fails; the first error is raised when all had their turn.
+        """
+        errors: list[Exception] = []
+        more = False
+        for chore in (self._purge_mailings, self._purge_erased, self._purge_keys, self._purge_sessions):
+            try:
+                more |= await chore()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
         return PURGE_REST if more else PURGE_EVERY
+
+    async def _purge_mailings(self) -> bool:
+        return await mailings.purge(self._db)
+
+    async def _purge_erased(self) -> bool:
+        return await clients.erase_again(self._db, SETTLED_AFTER) == clients.PIECE
+
+    async def _purge_keys(self) -> bool:
+        return await idempotency.purge(self._db) == idempotency.PIECE
+
+    async def _purge_sessions(self) -> bool:
+        await sessions.purge(self._db)
+        return False
 
     async def _zones(self) -> float:
         """Name the zones of clients that the zone data here do not know, each once: those are in the default zone."""

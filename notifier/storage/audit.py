@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from notifier.models import MAX_IN_DOUBT
-from notifier.storage.database import Connection, Db, transaction
+from notifier.storage.database import Connection, Db, transaction, unlimited
 from notifier.storage.mailings import WHOLE
 
 SHOWN = 10
@@ -57,7 +57,7 @@ async def run(db: Db) -> AsyncGenerator[Finding, None]:
     finding closes the generator (``contextlib.aclosing``).
     """
     async with transaction(db, snapshot=True) as connection:
-        await connection.execute("SET LOCAL statement_timeout = 0")
+        await connection.execute(unlimited())
         # Sorts and hash tables of millions of rows; and one core, the others are for those who send.
         await connection.execute("SET LOCAL work_mem = '32MB'")
         await connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")

@@ -14,6 +14,8 @@ from notifier.storage.database import Connection, Db, transaction
 
 EXAMINED = 10_000
 """Rows a page may look at; with filters that no index has in the order of ids it may be short, or empty."""
+PIECE = 1000
+"""Erased clients that are looked after at once."""
 
 _SELECT = """
     SELECT id, phone, operator_code, tags, timezone, attributes, version, created_at, updated_at FROM clients
@@ -224,13 +226,16 @@ async def delete(db: Db, client_id: int, *, if_match: int | None = None) -> None
 
 
 async def erase_again(db: Db, after: float) -> int:
-    """Erase what requests under way at the time wrote since; for clients gone for ``after`` seconds, how many."""
+    """Erase what requests under way at the time wrote since; for clients gone for ``after`` seconds.
+
+    Returns how many clients these were, `PIECE` at most: then there may be more.
+    """
     rows = await db.fetch(
         """
         WITH gone AS (
             DELETE FROM erasures WHERE client_id IN (
                 SELECT client_id FROM erasures WHERE at < now() - $1 * interval '1 second'
-                LIMIT 1000 FOR UPDATE SKIP LOCKED)
+                LIMIT $2 FOR UPDATE SKIP LOCKED)
             RETURNING client_id
         ), erased AS (
             UPDATE attempts SET phone = NULL, detail = NULL, reference = NULL
@@ -241,6 +246,7 @@ async def erase_again(db: Db, after: float) -> int:
         SELECT client_id FROM gone
         """,
         float(after),
+        PIECE,
     )
     return len(rows)
 

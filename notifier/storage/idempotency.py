@@ -15,6 +15,9 @@ WAIT = 3.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.2
 """Seconds between two looks."""
 
+PIECE = 1000
+"""Answers that are purged at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -86,7 +89,7 @@ async def _keep(db: Db, key: bytes, body: bytes, answer: Answer) -> None:
     )
 
 
-async def purge(db: Db, limit: int = 1000) -> int:
+async def purge(db: Db, limit: int = PIECE) -> int:
     """Delete up to ``limit`` answers older than 24 h and return how many there were."""
     rows = await db.fetch(
         """

@@ -22,6 +22,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from notifier import address
 from notifier.errors import NotifierError
 from notifier.storage import database
 
@@ -165,9 +166,8 @@ def _load(dsn: str, path: Path, archive: zipfile.ZipFile, progress: Progress) ->
 @contextmanager
 def _unlimited(dsn: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
     """Yield a connection whose statements may take as long as they need, in a transaction."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        for name in ("statement_timeout", "idle_in_transaction_session_timeout", "lock_timeout"):
-            connection.execute(f"SET {name} = 0")
+    with psycopg.connect(address.parse(dsn).conninfo(), autocommit=True) as connection:
+        connection.execute(database.unlimited(local=False))
         connection.autocommit = False
         yield connection
 

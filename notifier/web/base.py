@@ -20,7 +20,6 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar, cast
 
-import asyncpg
 import orjson
 import structlog
 import tornado.web
@@ -29,7 +28,7 @@ from marshmallow import Schema
 from notifier import errors, telemetry
 from notifier.models import INT64_MAX
 from notifier.storage import idempotency
-from notifier.storage.database import AWAY, Connection, Db, Pool, transaction
+from notifier.storage.database import AWAY, DISTURBED, Connection, Db, Pool, transaction
 from notifier.storage.installation import Hold
 from notifier.web import schemas
 from notifier.web.addresses import Network, PublicUrl, client_of, network_of
@@ -257,8 +256,7 @@ def problem_of(error: BaseException | None, status: int = 500) -> dict[str, Any]
 
 def is_away(error: BaseException | None) -> bool:
     """Whether ``error`` says that the database cannot serve now; the same call may succeed later."""
-    retry = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
-    return isinstance(error, (*AWAY, *retry))
+    return isinstance(error, (*AWAY, *DISTURBED))
 
 
 # ---- operations

@@ -254,10 +254,10 @@ async def test_check_refuses_an_old_server(db: Pool, monkeypatch: pytest.MonkeyP
 
 async def test_check_refuses_an_old_schema(empty_dsn: str) -> None:
     async with await database.create_pool(empty_dsn, size=1, application_name="test") as pool:
-        assert not await database.ready(pool)
-        with pytest.raises(NotifierError, match="migrate"):
+        assert await database.why_not_ready(pool) == "the schema is older than this program"
+        with pytest.raises(NotifierError, match=r"apply .* migrate"):
             await database.check(pool, durable=False)
         await asyncio.to_thread(database.migrate, empty_dsn)
-        assert await database.ready(pool)
+        assert await database.why_not_ready(pool) is None
         await pool.execute("DELETE FROM _yoyo_migration WHERE migration_id = $1", database.NEWEST)
-        assert not await database.ready(pool)
+        assert await database.why_not_ready(pool) is not None

@@ -339,7 +339,7 @@ def test_server_that_hangs_is_given_up(data_dir: Path, monkeypatch: pytest.Monke
 
 def test_missing_package_names_the_extra(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "PACKAGE", "no-such-package")
-    with pytest.raises(NotifierError, match=r"notifier\[embedded\]"), running(place, fast=True):
+    with pytest.raises(NotifierError, match=r"notifier-server\[embedded\]"), running(place, fast=True):
         pass
 
 
