@@ -61,13 +61,7 @@ class Proxy:
     """
 
     def __init__(self, target: str) -> None:
-        given = conninfo_to_dict(target)
-        host, port = str(given.get("host") or "localhost"), str(given.get("port") or 5432)
-        if "," in host:
-            raise ValueError("a proxy has one target, and this address names several hosts")
-        self._address: Any = f"{host}/.s.PGSQL.{port}"
-        if not host.startswith("/"):
-            self._address = socket.getaddrinfo(host, port, socket.AF_INET)[0][4]
+        self._address = _address_of(target)
         self._target = urlsplit(target)
         self.cuts = self.lost = self.dropped = 0
         self.armed: list[Fault] = []
@@ -99,6 +93,11 @@ class Proxy:
         self.loop.close()
         if self._errors:
             raise BaseExceptionGroup("the proxy went wrong", self._errors)
+
+    @_in_loop
+    async def lead_to(self, target: str) -> None:
+        """Lead whoever connects from now on to another server; connections that are there stay where they are."""
+        self._address = _address_of(target)
 
     @_in_loop
     async def cut(self) -> int:
@@ -292,6 +291,14 @@ class Link:
             self.proxy.lost += 1
             raise Cut
         return b""
+
+
+def _address_of(target: str) -> Any:
+    given = conninfo_to_dict(target)
+    host, port = str(given.get("host") or "localhost"), str(given.get("port") or 5432)
+    if "," in host:
+        raise ValueError("a proxy has one target, and this address names several hosts")
+    return f"{host}/.s.PGSQL.{port}" if host.startswith("/") else socket.getaddrinfo(host, port, socket.AF_INET)[0][4]
 
 
 def _reset(end: socket.socket) -> None:

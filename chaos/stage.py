@@ -131,6 +131,18 @@ class Postgres:
         self._run("cp", "-a", _cluster(), self.data)
         self.start()
 
+    def follow(self, primary: Postgres) -> None:
+        """Start as the hot standby of ``primary``, which runs: with its own data if there is any, else with a copy."""
+        if not self.data.exists():
+            self._run(embedded.programs() / "pg_basebackup", "-D", self.data, "-d", primary.dsn, "-c", "fast")
+        (self.data / "standby.signal").touch()
+        self.settings["primary_conninfo"] = f"host=127.0.0.1 port={primary.port} user=notifier"
+        self.start()
+
+    def promote(self) -> None:
+        """Make the primary of a standby."""
+        self.query("SELECT pg_promote(true, 60)")
+
     def launch(self) -> None:
         """Start it without waiting."""
         options = [part for name, value in self.settings.items() for part in ("-c", f"{name}={value}")]

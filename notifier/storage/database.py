@@ -321,11 +321,11 @@ async def patiently(
     *,
     seconds: float = 60.0,
     say: Callable[[str], None],
-    what: str = "the database",
+    where: str = "",
 ) -> T:
     """The result of ``step``, tried again while the database is away; until then ``say`` so at once and every 5 s.
 
-    ``what`` names it. Raises ``Unavailable`` after ``seconds``.
+    ``where`` it is is said as well. Raises ``Unavailable`` after ``seconds``.
     """
     deadline = time.monotonic() + seconds
     next_word = 0.0
@@ -334,11 +334,11 @@ async def patiently(
             return await step()
         except AWAY_AT_START as error:
             left = deadline - time.monotonic()
-            why = str(error) or type(error).__name__
+            why = f"{where}: " * bool(where) + (str(error) or type(error).__name__)
             if left <= 0:
-                raise Unavailable(f"{what} did not come up within {seconds:.0f} s: {why}") from error
+                raise Unavailable(f"the database did not come up within {seconds:.0f} s: {why}") from error
             if time.monotonic() >= next_word:
-                say(f"{what} is away, waiting up to {left:.0f} s more: {why}")
+                say(f"the database is away, waiting up to {left:.0f} s more: {why}")
                 next_word = time.monotonic() + 5
             await asyncio.sleep(min(0.5, left))
 
@@ -379,7 +379,7 @@ async def wait_until_up(dsn: str, *, seconds: float = 60.0, say: Callable[[str],
                 await connection.close(timeout=2)
 
     try:
-        await patiently(connect, seconds=seconds, say=say, what=f"the database at {place}")
+        await patiently(connect, seconds=seconds, say=say, where=str(place))
     except asyncpg.PostgresError as error:
         raise NotifierError(f"the database at {place} refuses the connection: {error}") from error
 
