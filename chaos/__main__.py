@@ -14,10 +14,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from chaos import clocks, databases, gateways, people, replicas, storm
+from chaos import clocks, databases, edge, gateways, people, replicas, storm
 from chaos.verdict import Figures, Lacking, Row
 
-ROWS: tuple[Row, ...] = (*replicas.ROWS, *databases.ROWS, *gateways.ROWS, *clocks.ROWS, *people.ROWS)
+ROWS: tuple[Row, ...] = (*replicas.ROWS, *databases.ROWS, *gateways.ROWS, *clocks.ROWS, *people.ROWS, *edge.ROWS)
 HEADINGS = ("fault", "runs", "messages", "sent", "lost", "doubled", "in doubt", "slowest answer", "seconds", "")
 
 

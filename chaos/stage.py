@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -360,9 +360,13 @@ class Stage:
         constants: Mapping[str, Any] | None = None,
         death: str | None = None,
         environment: Mapping[str, str] | None = None,
+        before: Sequence[str] = (),
         **settings: str | int | float,
     ) -> Replica:
-        """Start one more without waiting; ``settings`` by their names in lower case (``gateway_concurrency=50``)."""
+        """Start one more without waiting; ``settings`` by their names in lower case (``gateway_concurrency=50``).
+
+        ``before`` are words before the command: a program that changes something of the process and then runs it.
+        """
         self._started += 1
         values: dict[str, Any] = {
             "database_url": dsn or self.database.dsn,
@@ -384,8 +388,8 @@ class Stage:
             variables[DEATH] = death
         log = self.folder / f"replica-{self._started}.log"
         with log.open("wb") as file:
-            process = subprocess.Popen([sys.executable, "-m", "chaos.replica", "serve"], env=variables, cwd=self.folder,
-                                       stdout=file, stderr=file, start_new_session=True)  # fmt: skip
+            process = subprocess.Popen([*before, sys.executable, "-m", "chaos.replica", "serve"], env=variables,
+                                       cwd=self.folder, stdout=file, stderr=file, start_new_session=True)  # fmt: skip
         replica = Replica(self._started, process, log)
         self.replicas.append(replica)
         return replica
