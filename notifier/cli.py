@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import FileSizeColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from notifier import __version__, app, settings, simulator
+from notifier import __version__, app, install, settings, simulator
 from notifier.demo import command as demo
 from notifier.errors import NotifierError, SettingsError
 from notifier.storage import audit as checks
@@ -165,7 +165,7 @@ def load(file: Path) -> None:
         with _as_it_is(loaded) as dsn, _moving() as progress:
             moved = transfer.load(_direct(loaded, dsn), file, progress)
         click.echo(f"{sum(moved.rows.values())} rows of {len(moved.rows)} tables are loaded")
-        click.echo("nothing is sent from here until you release it: server.py release")
+        click.echo(f"nothing is sent from here until you release it: {install.program()} release")
 
 
 def _direct(loaded: settings.Settings, dsn: str) -> str:

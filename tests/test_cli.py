@@ -242,15 +242,16 @@ async def test_the_lateness_of_the_loop_is_never_negative(place: Path) -> None:
             url = await one.up()
             get(f"{url}/api/v1/clients/batch", b'{"items": [{"phone": "79161234567"}, {"phone": "79161234568"}]}')
             get(f"{url}/api/v1/mailings", b'{"text": "Hello", "ends_at": "2035-01-01T00:00:00Z"}')
-            seen = set()
+            seen: list[float] = []
 
             def lateness() -> bool:
+                """Looked at, again and again, for as long as the two requests take."""
                 (line,) = re.findall(rb"^notifier_loop_lag_seconds (.+)$", get(f"{url}/metrics"), re.M)
-                seen.add(float(line))
-                return len(seen) > 20 or len(read_ledger(gateway.ledger)) == 2
+                seen.append(float(line))
+                return len(read_ledger(gateway.ledger)) == 2
 
             await poll_until(lateness)
-    assert len(seen) > 5
+    assert max(seen) > 0
     assert min(seen) >= 0
 
 

