@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 
@@ -12,6 +13,7 @@ def without_port(host: str) -> str:
     return host.partition(":")[0] if host.count(":") == 1 else host
 
 
+@lru_cache(maxsize=4096)  # the same peers come again and again; parsing takes as long as the rest of a request's head
 def parsed(text: str) -> IPv4Address | IPv6Address | None:
     """Return the IP address, or None where it is none; IPv4 on a socket of both families is IPv4."""
     try:

@@ -115,6 +115,24 @@ def nginx(place: Path, backend: int, https: int, plain: int) -> list[str]:
     ]
     site = edited("nginx.conf", *tls, (r"127\.0\.0\.1:8080 ", f"127.0.0.1:{backend} "))
     shutil.copy(DEPLOY / "nginx-prefix.conf", place)
+    return nginx_of(
+        place, f"{site} {tls_server(place, https, f'server_name {SITE}; include {place}/nginx-prefix.conf;')}"
+    )
+
+
+def tls_server(place: Path, https: int, inside: str) -> str:
+    """A server block of nginx with our certificate."""
+    return f"""
+        server {{
+            listen 127.0.0.1:{https} ssl;
+            ssl_certificate {place}/chain.pem;
+            ssl_certificate_key {place}/key.pem;
+            {inside}
+        }}"""
+
+
+def nginx_of(place: Path, servers: str) -> list[str]:
+    """Write an nginx.conf that keeps to its folder, and return the command that runs it."""
     (place / "nginx.conf").write_text(f"""
         daemon off;
         pid {place}/pid;
@@ -124,14 +142,7 @@ def nginx(place: Path, backend: int, https: int, plain: int) -> list[str]:
             access_log off;
             client_body_temp_path {place}/body;
             proxy_temp_path {place}/proxy;
-            {site}
-            server {{
-                listen 127.0.0.1:{https} ssl;
-                server_name {SITE};
-                ssl_certificate {place}/chain.pem;
-                ssl_certificate_key {place}/key.pem;
-                include {place}/nginx-prefix.conf;
-            }}
+            {servers}
         }}""")
     command = [needed("nginx"), "-c", f"{place}/nginx.conf", "-p", str(place), "-e", "stderr"]
     subprocess.run([*command, "-t", "-q"], check=True)

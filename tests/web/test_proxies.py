@@ -20,7 +20,7 @@ from playwright.async_api import Page, async_playwright, expect
 
 from chaos.stage import free_port, until
 from tests.test_cli import TOKEN, Running, started
-from tests.test_deploy import HOST, JSON, PROXIES, SITE, Answer, Configure, Front, in_front, needed
+from tests.test_deploy import HOST, JSON, PROXIES, SITE, Answer, Configure, Front, in_front, nginx_of, tls_server
 from tests.web.test_browser import CHROMIUM, QUIET
 
 pytestmark = pytest.mark.timeout(300)
@@ -29,27 +29,13 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "
 
 def plain_nginx(place: Path, backend: int, https: int, plain: int) -> list[str]:
     """Nginx that limits nobody and adds to ``X-Forwarded-For``; it takes /notifier off, and leaves any other path."""
-    (place / "nginx.conf").write_text(f"""
-        daemon off;
-        pid {place}/pid;
-        error_log stderr;
-        events {{}}
-        http {{
-            access_log off;
-            client_body_temp_path {place}/body;
-            proxy_temp_path {place}/proxy;
-            server {{
-                listen 127.0.0.1:{https} ssl;
-                ssl_certificate {place}/chain.pem;
-                ssl_certificate_key {place}/key.pem;
-                proxy_set_header Host $http_host;
-                proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-                proxy_set_header X-Forwarded-Proto $scheme;
-                location /notifier/ {{ proxy_pass http://127.0.0.1:{backend}/; }}
-                location / {{ proxy_pass http://127.0.0.1:{backend}; }}
-            }}
-        }}""")
-    return [needed("nginx"), "-c", f"{place}/nginx.conf", "-p", str(place), "-e", "stderr"]
+    locations = f"""
+        proxy_set_header Host $http_host;
+        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        proxy_set_header X-Forwarded-Proto $scheme;
+        location /notifier/ {{ proxy_pass http://127.0.0.1:{backend}/; }}
+        location / {{ proxy_pass http://127.0.0.1:{backend}; }}"""
+    return nginx_of(place, tls_server(place, https, locations))
 
 
 @asynccontextmanager
