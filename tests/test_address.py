@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
 import psycopg
 import pytest
+import trustme
 from psycopg.conninfo import conninfo_to_dict
 
+from chaos.databases import pgbouncer
+from chaos.stage import Postgres, scratch, server_user
 from notifier import address
+from notifier.errors import SettingsError, Unavailable
+from notifier.storage import database
+from tests.faults.conftest import skipped_where_lacking
 
 # (what stands behind postgresql://, the password in it): each must be percent-encoded to be understood.
 UNESCAPED = [
@@ -163,3 +171,72 @@ def test_the_systems_certificates_are_one_file_for_both(tmp_path: Path, monkeypa
 def test_connect_timeout_is_for_each_host() -> None:
     assert address.parse("postgresql://u@a,b/db?connect_timeout=4").asyncpg(timeout=1)["timeout"] == 8
     assert address.parse("postgresql://u@a,b/db").asyncpg(timeout=1)["timeout"] == 1
+
+
+# What a server answers to it
+
+
+async def refused(dsn: str) -> str:
+    """What is said at once, where waiting cannot mend it."""
+    with pytest.raises(SettingsError) as caught:
+        await database.wait_until_up(dsn, say=pytest.fail)
+    return str(caught.value)
+
+
+async def test_a_server_without_tls_is_told_at_once(postgres: Postgres) -> None:
+    said = await refused(f"{postgres.dsn}?sslmode=require")
+    assert f"127.0.0.1:{postgres.port} takes no TLS, and sslmode=require asks for it" in said
+
+
+@pytest.fixture
+def encrypted(postgres: Postgres) -> Iterator[tuple[int, Path]]:
+    """The port of a PgBouncer that insists on TLS for `localhost`, and the certificate that signed its own."""
+    folder = scratch("notifier-test-")
+    try:
+        authority = trustme.CA()
+        own = authority.issue_cert("localhost")
+        authority.cert_pem.write_to_path(folder / "ca.pem")
+        own.private_key_and_cert_chain_pem.write_to_path(folder / "own.pem")
+        if user := server_user():
+            shutil.chown(folder / "own.pem", user["user"])
+        tls = [f"client_tls_key_file = {folder}/own.pem", f"client_tls_cert_file = {folder}/own.pem"]
+        with (
+            skipped_where_lacking(),
+            pgbouncer(folder, postgres.port, settings=["client_tls_sslmode = require", *tls]) as dsn,
+        ):
+            yield address.parse(dsn).places[0].port, folder / "ca.pem"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def connects(dsn: str) -> None:
+    """Let both drivers in."""
+    place = address.parse(dsn)
+    await database.wait_until_up(dsn, say=pytest.fail)
+    await asyncio.to_thread(lambda: psycopg.connect(place.conninfo()).close())
+
+
+async def test_the_certificate_is_checked_by_both(encrypted: tuple[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    port, authority = encrypted
+    dsn = f"postgresql://notifier@localhost:{port}/notifier"
+    await connects(f"{dsn}?sslmode=verify-full&sslrootcert={authority}")
+    await connects(f"{dsn}?sslmode=require")
+    await connects(f"{dsn}?ssl=true")
+    await connects(dsn)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    await connects(f"{dsn}?sslrootcert=system&channel_binding=prefer")
+
+
+async def test_a_certificate_that_nobody_trusts_is_told_at_once(encrypted: tuple[int, Path]) -> None:
+    port, authority = encrypted
+    said = await refused(f"postgresql://notifier@localhost:{port}/notifier?sslrootcert=system")
+    assert "CERTIFICATE_VERIFY_FAILED" in said
+    assert f"localhost:{port}" in said
+    of_another = f"postgresql://notifier@127.0.0.1:{port}/notifier?sslmode=verify-full&sslrootcert={authority}"
+    assert "127.0.0.1" in await refused(of_another)
+
+
+async def test_the_wait_names_the_host() -> None:
+    said: list[str] = []
+    with pytest.raises(Unavailable, match=r"did not come up within 0 s: no-such-host\.invalid:5432: "):
+        await database.wait_until_up("postgresql://u@no-such-host.invalid/db", seconds=0, say=said.append)

@@ -108,6 +108,17 @@ async def test_transaction_on_a_pool_and_inside_another(db: Pool) -> None:
     assert [row["value"] for row in await db.fetch("SELECT value FROM seen")] == [1]
 
 
+async def test_who_stands_still_inside_a_transaction_lets_the_others_on(db: Pool) -> None:
+    # As a process that was frozen between two statements. 3 s, where every statement may wait for 5 s.
+    await db.execute("CREATE TABLE seen AS SELECT 1 AS value")
+    async with db.acquire() as frozen:
+        await frozen.execute("BEGIN; UPDATE seen SET value = 2")
+        await db.execute("UPDATE seen SET value = 3")
+        with pytest.raises(AWAY):
+            await frozen.execute("UPDATE seen SET value = 4")
+    assert await db.fetchval("SELECT value FROM seen") == 3
+
+
 # What means "away"
 
 
