@@ -212,7 +212,7 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
     for line in settings.warnings():
         log.warning(line)
     async with AsyncExitStack() as stack:
-        web_db = await _pool(stack, settings, dsn, "web", WEB_POOL)
+        web_db = await _pool(stack, settings, dsn, "web", WEB_POOL, silence=6)  # somebody looks at a white page
         await database.patiently(partial(database.check, web_db), say=log.warning)
         advice = partial(database.advice, web_db, connections=WEB_POOL + ENGINE_POOL * (settings.role != "api"))
         for sentence in await database.patiently(advice, say=log.warning):
@@ -280,9 +280,15 @@ def _shown(host: str) -> str:
     return "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
 
 
-async def _pool(stack: AsyncExitStack, settings: Settings, dsn: str, part: str, size: int) -> database.Pool:
+async def _pool(
+    stack: AsyncExitStack, settings: Settings, dsn: str, part: str, size: int, *, silence: float = 10
+) -> database.Pool:
     pool = await database.create_pool(
-        dsn, size=size, application_name=f"notifier-{part}", statement_cache=settings.database_statement_cache
+        dsn,
+        size=size,
+        application_name=f"notifier-{part}",
+        statement_cache=settings.database_statement_cache,
+        silence=silence,
     )
 
     async def close() -> None:

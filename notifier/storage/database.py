@@ -80,16 +80,19 @@ async def create_pool(
     application_name: str,
     statement_cache: int = 100,
     statement_timeout: float = 5.0,
+    silence: float = 10.0,
 ) -> Pool:
     """Open a pool of at most ``size`` connections; jsonb goes in and comes out as Python values.
 
-    ``statement_timeout`` is in seconds, held by the server. ``dsn`` may name several hosts and
-    ``target_session_attrs``; ValueError when `address.parse` refuses it. Session state (SET, LISTEN, session locks)
-    must not be left on a connection: the pool hands it on as it is, which saves a round trip per use. Connections are
-    made when they are needed. The first one of a process looks whether a pooler is in between, see `Way`.
+    ``statement_timeout`` is in seconds, held by the server; after ``silence`` seconds, and a fifth more than that, a
+    server that says nothing counts as away. A call may wait twice as long: asyncpg also asks it to cancel. ``dsn`` may
+    name several hosts and ``target_session_attrs``; ValueError when `address.parse` refuses it. Session state (SET,
+    LISTEN, session locks) must not be left on a connection: the pool hands it on as it is, which saves a round trip per
+    use. Connections are made when they are needed. The first one of a process looks whether a pooler is in between, see
+    `Way`.
     """
     place = address.parse(dsn)
-    given = place.asyncpg(timeout=10)
+    given = place.asyncpg(timeout=silence)
     settings = {
         "application_name": application_name,
         **SESSION,
@@ -125,7 +128,7 @@ async def create_pool(
         **given,
         min_size=0,  # while the server is away, asyncpg logs each vain try to keep a minimum
         max_size=size,
-        command_timeout=statement_timeout * 2,  # the server is gone without a word
+        command_timeout=max(silence, statement_timeout * 1.2),
         connect=connect,
         init=_init,
         reset=keep,

@@ -91,6 +91,25 @@ async def test_abandoned_transaction_is_gone_when_the_connection_is_handed_on(ds
             assert await connection.fetchval("SELECT to_regclass('half')") is None
 
 
+async def test_a_server_that_says_nothing_counts_as_away() -> None:
+    def accepted(_reader: object, writer: asyncio.StreamWriter) -> None:
+        silent.append(writer)
+
+    silent: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(accepted, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    pool = await database.create_pool(
+        f"postgresql://u@127.0.0.1:{port}/d?sslmode=disable", size=1, application_name="test", silence=0.2
+    )
+    with pytest.raises(AWAY):
+        await pool.fetchval("SELECT 1")
+    assert silent
+    pool.terminate()
+    for writer in silent:
+        writer.close()
+    server.close()
+
+
 async def test_transaction_on_a_pool_and_inside_another(db: Pool) -> None:
     async def add(to: Db, value: int, *, fail: bool) -> None:
         async with database.transaction(to) as connection:
