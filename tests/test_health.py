@@ -47,7 +47,7 @@ def test_a_port_that_nobody_knows_and_settings_that_are_wrong_are_told(place: Pa
 def test_it_imports_nothing_of_the_service() -> None:
     code = "import sys, notifier.health; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=SERVER.parent)
-    heavy = r"notifier\.(app|cli|web|delivery|storage)|tornado|asyncpg|aiohttp|psycopg|click|structlog"
+    heavy = r"notifier\.(app|cli|web|delivery|storage)|tornado|asyncpg|aiohttp|click|structlog"
     assert [name for name in found.stdout.split() if re.fullmatch(heavy, name)] == []
 
 
