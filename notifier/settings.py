@@ -511,7 +511,8 @@ def secret_key(settings: Settings) -> str:
     path = _kept_key(settings.data_dir)
     try:
         if not path.exists():
-            settings.data_dir.mkdir(parents=True, exist_ok=True)
+            # Below root's folder another user's server has its own, which nobody else can enter.
+            settings.data_dir.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
             _write_once(path, secrets.token_urlsafe(SECRET_KEY_MIN))
         return _secret(SECRET_KEY_MIN)(path.read_text().strip())
     except OSError as error:

