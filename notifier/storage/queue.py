@@ -113,10 +113,10 @@ async def claim(
             SELECT picked.id FROM turn CROSS JOIN LATERAL ({due}) picked LIMIT $4
         ), claimed AS (
             UPDATE batches SET owner = (SELECT nextval('claims')), replica = $1
-            FROM due WHERE batches.id = due.id
+            WHERE id = ANY (ARRAY (SELECT id FROM due))  -- a join may become one of the whole table
             RETURNING batches.*
         )
-        -- one by one: a join may become one of the whole table
+        -- one by one, for the same reason
         SELECT * FROM claimed CROSS JOIN LATERAL (
             SELECT {_ORDERS} FROM mailings m WHERE m.id = claimed.mailing_id LIMIT 1
         ) orders
