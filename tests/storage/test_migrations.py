@@ -145,3 +145,24 @@ def test_mailings_of_before_know_when_they_started(empty_dsn: str, tmp_path: Pat
     with psycopg.connect(empty_dsn) as connection:
         rows = connection.execute("SELECT started_at AT TIME ZONE 'UTC' FROM mailings ORDER BY id").fetchall()
     assert rows == [(datetime(2026, 3, 1, 9, 30),), (datetime(2026, 3, 1, 10),), (None,)]
+
+
+def test_a_migration_that_waits_for_a_table_keeps_others_waiting_for_seconds_only(dsn: str, tmp_path: Path) -> None:
+    # As beside a pg_dump: what is behind the migration in the queue for the table waits with it.
+    (tmp_path / "9999.wide.sql").write_text("ALTER TABLE clients ADD wide int;")
+    with psycopg.connect(dsn) as reader:
+        reader.execute("SELECT FROM clients LIMIT 1")
+        with pytest.raises(psycopg.errors.LockNotAvailable) as caught:
+            database.migrate(dsn, tmp_path)
+    assert isinstance(caught.value, database.AWAY_AT_START)  # so a start tries it again
+    assert database.migrate(dsn, tmp_path) == ["9999.wide"]
+    assert database.migration_status(dsn, tmp_path) == [("9999.wide", True)]
+
+
+@pytest.mark.parametrize("limit", ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"])
+def test_a_migration_has_the_time_that_it_needs(dsn: str, tmp_path: Path, limit: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(f"ALTER DATABASE {name} SET {limit} = '50ms'")
+    (tmp_path / "9999.slow.sql").write_text("SELECT pg_sleep(0.3);")
+    assert database.migrate(dsn, tmp_path) == ["9999.slow"]
