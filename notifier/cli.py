@@ -109,7 +109,7 @@ def release(yes: bool) -> None:
     again. This tells its replicas, running ones too, that it is the one to send from.
     """
     with app.told():
-        loaded = settings.Settings.load()
+        loaded = _load()
         app.configure_logging(loaded)
         with _as_it_is(loaded) as dsn:
             app.run(_release(dsn, loaded, sure=yes or not sys.stdin.isatty()))
@@ -143,7 +143,7 @@ def dump(file: Path) -> None:
     on. Stop the service first: what it does meanwhile is not in the file. FILE holds phones and texts.
     """
     with app.told():
-        loaded = settings.Settings.load()
+        loaded = _load()
         app.configure_logging(loaded)
         with _as_it_is(loaded) as dsn, _moving() as progress:
             moved = transfer.dump(_direct(loaded, dsn), file, progress)
@@ -160,7 +160,7 @@ def load(file: Path) -> None:
     The database then counts as a copy: `release` lets it send, once the other one does not any more.
     """
     with app.told():
-        loaded = settings.Settings.load()
+        loaded = _load()
         app.configure_logging(loaded)
         with _as_it_is(loaded) as dsn, _moving() as progress:
             moved = transfer.load(_direct(loaded, dsn), file, progress)

@@ -1,23 +1,26 @@
 """`python -m notifier.health`: whether the service that has the same settings answers; the health check of the image.
 
-A module of its own because it is run every few seconds: it imports nothing of the service, and takes 0.1 s.
+A module of its own because it is run every few seconds: it imports the settings and none of what serves.
 """
 
 from __future__ import annotations
 
 import http.client
+import os
 import sys
+from pathlib import Path
 
 from notifier.errors import SettingsError
-from notifier.settings import Settings
+from notifier.settings import Settings, find_env_file
 
 TIMEOUT = 4.0  # seconds
 
 
 def problem() -> str | None:
     """Return why the service does not count as healthy, or None."""
+    given = os.environ.get("NOTIFIER_ENV_FILE")
     try:
-        settings = Settings.load()
+        settings = Settings.load(env_file=find_env_file(Path(given) if given else None))
     except SettingsError as error:
         return "; ".join(error.errors)
     if settings.port == 0:

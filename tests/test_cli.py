@@ -160,7 +160,20 @@ def test_config_check_says_which_file_was_read(tmp_path: Path) -> None:
         assert rate in next(line for line in ended.stdout.splitlines() if "GATEWAY_RATE" in line)
 
 
-@pytest.mark.parametrize("command", [("config", "check"), ("serve",), ("demo", "--exit")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("config", "check"),
+        ("serve",),
+        ("demo", "--exit"),
+        ("migrate",),
+        ("migrate", "--status"),
+        ("audit",),
+        ("release",),
+        ("dump", "all.zip"),
+        ("load", str(SERVER)),
+    ],
+)
 def test_a_settings_file_that_was_asked_for_and_is_not_there(tmp_path: Path, command: tuple[str, ...]) -> None:
     ended = run(tmp_path, "--env-file", "nowhere", *command)
     assert ended.returncode == 2
@@ -305,7 +318,8 @@ def test_a_copy_of_the_database_is_released(tmp_path: Path, dsn: str) -> None:
     # a database that was last used in another cluster, and has no mailing
     with psycopg.connect(dsn, autocommit=True) as database:
         database.execute("INSERT INTO installation (system_identifier, database_oid) VALUES (1, 1)")
-    given = {"DATABASE_URL": dsn, "SECRET_KEY": KEY}
+    (tmp_path / ".env").write_text(f"DATABASE_URL={dsn}\nSECRET_KEY='{KEY}'\n")
+    given = {"NOTIFIER_ENV_FILE": ""}
     released = run(tmp_path, "release", **given)
     assert released.returncode == 0, released.stderr
     assert "another PostgreSQL cluster" in released.stdout

@@ -44,6 +44,15 @@ def test_a_port_that_nobody_knows_and_settings_that_are_wrong_are_told(place: Pa
     assert (wrong.returncode, "PORT:" in wrong.stderr) == (1, True)
 
 
+def test_it_reads_the_file_that_the_service_reads(place: Path) -> None:
+    (place / ".env").write_text("PORT=eighty\n")
+    (place / "mine").write_text("PORT=ninety\n")
+    beside = check(place, PORT="", NOTIFIER_ENV_FILE="")
+    assert (beside.returncode, "'eighty'" in beside.stderr) == (1, True)
+    named = check(place, PORT="", NOTIFIER_ENV_FILE="mine")
+    assert (named.returncode, "'ninety'" in named.stderr) == (1, True)
+
+
 def test_it_imports_nothing_of_the_service() -> None:
     code = "import sys, notifier.health; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=SERVER.parent)
