@@ -300,9 +300,9 @@ def operation(
     ``errors`` are the statuses beyond those that follow from the rest; with 412 the verb honours ``If-Match``.
     ``examples`` are bodies by name that work when sent as they are; ``text`` says that the answer is plain text.
     A ``post`` also honours ``Idempotency-Key``: the verb then runs with ``self.db`` inside a transaction, and its
-    answer is stored in the same. With ``personal`` it shows what is erased with a client: its body is not stored, and
-    a repeated request is answered by the handler's ``answer_again``. ``cacheable``: all that is shown changes with the
-    version only, so ``If-None-Match`` may be answered 304.
+    answer is stored in the same. With ``personal`` it shows what is erased with a client: of its body only what the
+    handler puts into ``kept`` is stored, and a repeated request is answered by its ``answer_again``. ``cacheable``:
+    all that is shown changes with the version only, so ``If-None-Match`` may be answered 304.
     """
 
     def declare(verb: Verb) -> Verb:
@@ -619,6 +619,8 @@ class Handler(Base):
 
     params: dict[str, Any]
     body: dict[str, Any]
+    kept = b""
+    """What a personal `operation` has stored of its answer's body."""
 
     async def prepare(self) -> None:
         super().prepare()
@@ -703,8 +705,8 @@ class Handler(Base):
         """Answer with a page of a list; ``next_cursor`` holds the integers where the next one begins."""
         self.answer({"items": items, "next_cursor": self.next_cursor(next_cursor, self.params)})
 
-    async def answer_again(self, location: str | None, **ids: int) -> None:
-        """Answer a repeated ``post`` that is personal from what there is now; ``location`` is the first answer's."""
+    async def answer_again(self, stored: idempotency.Answer, **ids: int) -> None:
+        """Answer a repeated ``post`` that is personal from what there is now and was stored of the first answer."""
         raise NotImplementedError
 
     def _as_stored(self) -> idempotency.Answer:
@@ -712,13 +714,14 @@ class Handler(Base):
         names = ("Content-Type", "Location", "ETag")
         headers = {name: self._headers[name] for name in names if name in self._headers}
         is_personal = self.operation.personal and self.get_status() < 400
-        return idempotency.Answer(self.get_status(), headers, b"" if is_personal else b"".join(self._write_buffer))
+        body = self.kept if is_personal else b"".join(self._write_buffer)
+        return idempotency.Answer(self.get_status(), headers, body)
 
     async def _replay(self, stored: idempotency.Answer, **ids: int) -> None:
         assert self.operation is not None
         self.set_header("Idempotency-Replayed", "true")
         if self.operation.personal and stored.status < 400:
-            await self.answer_again(stored.headers.get("Location"), **ids)
+            await self.answer_again(stored, **ids)
             return
         self.set_status(stored.status)
         for name, value in stored.headers.items():

@@ -6,9 +6,12 @@ import asyncio
 import time
 from typing import Any
 
+import orjson
+
 from notifier import models
-from notifier.errors import Invalid
+from notifier.errors import Invalid, Problem
 from notifier.storage import clients
+from notifier.storage.idempotency import Answer
 from notifier.web import schemas
 from notifier.web.base import LARGEST_BODY, Handler, operation, problem_of
 
@@ -23,6 +26,9 @@ TURN = 0.005
 """Seconds in which items of a batch are checked before others get their turn."""
 TOLD = 10
 """Faults told of one item: a thousand items have room for more than anybody reads."""
+
+# Of an item that would be taken by now, after an upgrade of the service between two equal requests.
+REFUSED_BEFORE = Invalid([Problem("", "was refused with this Idempotency-Key; send it with a new one")])
 
 
 class Clients(Handler):
@@ -57,9 +63,8 @@ class Clients(Handler):
     def _answer_created(self, client: models.Client) -> None:
         self.answer(client, location=f"/api/v1/clients/{client.id}")
 
-    async def answer_again(self, location: str | None, **ids: int) -> None:
-        assert location is not None
-        self._answer_created(await clients.get(self.db, int(location.rpartition("/")[2])))
+    async def answer_again(self, stored: Answer, **ids: int) -> None:
+        self._answer_created(await clients.get(self.db, int(stored.headers["Location"].rpartition("/")[2])))
 
 
 class Client(Handler):
@@ -103,6 +108,7 @@ class ClientBatch(Handler):
         body=schemas.ClientBatchIn,
         answer=schemas.ClientBatchOut,
         examples={"two": {"items": [ANNA, BORIS]}},
+        personal=True,
     )
     async def post(self) -> None:
         """Add or change up to 1,000 clients by phone.
@@ -110,22 +116,39 @@ class ClientBatch(Handler):
         Good items are stored beside bad ones. What an item does not name stays as it is; of two items with one phone
         the later wins.
         """
+        checked = await self._checked()
+        stored = iter(await clients.upsert(self.db, [each for each in checked if not isinstance(each, Invalid)]))
         results: list[dict[str, Any]] = []
-        good: list[dict[str, Any]] = []
+        for index, each in enumerate(checked):
+            result: dict[str, Any] = {"index": index, "status": "invalid", "id": None, "problem": None}
+            if not isinstance(each, Invalid):
+                result["id"], created = next(stored)
+                result["status"] = "created" if created else "updated"
+            results.append(result)
+        self.kept = orjson.dumps({"items": results})
+        self._answer_results(results, checked)
+
+    async def answer_again(self, stored: Answer, **ids: int) -> None:
+        self._answer_results(orjson.loads(stored.body)["items"], await self._checked())
+
+    async def _checked(self) -> list[dict[str, Any] | Invalid]:
+        """Each item as it is to be stored, or what is wrong with it."""
+        checked: list[dict[str, Any] | Invalid] = []
         turn = time.monotonic()
-        for index, item in enumerate(self.body["items"]):
+        for item in self.body["items"]:
             if time.monotonic() - turn > TURN:
                 await asyncio.sleep(0)
                 turn = time.monotonic()
-            result = {"index": index, "status": "invalid", "id": None, "problem": None}
             try:
-                good.append(schemas.load(schemas.ClientIn, item, told=TOLD))
+                checked.append(schemas.load(schemas.ClientIn, item, told=TOLD))
             except Invalid as error:
-                result["problem"] = problem_of(error) | {"request_id": self.request_id}
-            results.append(result)
-        stored = iter(await clients.upsert(self.db, good))
-        for result in results:
-            if result["problem"] is None:
-                result["id"], created = next(stored)
-                result["status"] = "created" if created else "updated"
+                checked.append(error)
+        return checked
+
+    def _answer_results(self, results: list[dict[str, Any]], checked: list[dict[str, Any] | Invalid]) -> None:
+        """Problems are not stored, for they quote from the items: the same item has the same."""
+        for result, each in zip(results, checked, strict=True):
+            if result["status"] == "invalid":
+                problem = problem_of(each if isinstance(each, Invalid) else REFUSED_BEFORE)
+                result["problem"] = problem | {"request_id": self.request_id}
         self.answer({"items": results})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from notifier.models import Message, Status
 from notifier.storage import ledger, messages
+from notifier.storage.idempotency import Answer
 from notifier.web import schemas
 from notifier.web.base import Handler, operation
 
@@ -72,5 +73,5 @@ class MessageResolve(MessageHandler):
         self.wake()
         self.answer(await messages.get(self.db, message_id))
 
-    async def answer_again(self, location: str | None, **ids: int) -> None:
+    async def answer_again(self, stored: Answer, **ids: int) -> None:
         self.answer(await messages.get(self.db, ids["message_id"]))

@@ -622,6 +622,32 @@ async def test_what_is_kept_of_an_answer_about_a_person_does_not_outlive_the_per
     assert "anna" not in rows.lower()
 
 
+async def test_nothing_of_the_people_in_a_batch_is_kept_beside_its_key(api: Api, db: Pool) -> None:
+    """What is wrong with an item quotes from it: a phone, a key, a zone. The repeated request is told the same."""
+    key = {"Idempotency-Key": "k"}
+    body = {
+        "items": [
+            {"phone": "79161234567", "attributes": {"name": "Anna"}},
+            {"phone": "79161234567; 79031234567"},
+            {"phone": "+7 916 765-43-21", "attributes": {"Hanna\0": 1}},
+        ]
+    }
+    first = await api.post("/clients/batch", body, headers=key)
+    assert [each["status"] for each in first.json["items"]] == ["created", "invalid", "invalid"]
+    assert "79031234567" in str(first.json)
+    await api.patch(f"/clients/{first.json['items'][0]['id']}", {"tags": ["vip"]})
+    again = await api.post("/clients/batch", body, headers=key)
+    assert (again.status, again.headers["Idempotency-Replayed"]) == (200, "true")
+    ids = [reply.headers["X-Request-ID"].encode() for reply in (first, again)]
+    assert again.body == first.body.replace(*ids)
+    found = (await api.get("/clients")).json["items"]
+    assert [each["tags"] for each in found] == [["vip"]]  # it did nothing
+
+    [row] = await db.fetch("SELECT * FROM idempotency_keys")
+    kept = str(dict(row)).lower()
+    assert not [word for word in ("7903", "7916", "anna") if word in kept], kept
+
+
 async def test_after_a_failure_nothing_stands_and_the_key_is_free(make_api: MakeApi) -> None:
     class Fails(Handler):
         @operation(status=204)
