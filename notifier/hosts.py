@@ -1,9 +1,11 @@
-"""Hosts as addresses name them."""
+"""Hosts as addresses name them, and addresses as people may see them."""
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from urllib.parse import unquote, urlsplit
 
 
 def without_port(host: str) -> str:
@@ -31,3 +33,27 @@ def is_loopback(host: str) -> bool:
         return True
     address = parsed(name)
     return address is not None and address.is_loopback
+
+
+def without_secrets(url: str) -> str:
+    """Return an address as people may see it: what may be secret in its path is ``***``, credentials and query are off.
+
+    Raises ValueError where it is none.
+    """
+    parts = urlsplit(url)
+    path = "/".join("***" if _may_be_secret(part) else part for part in parts.path.split("/"))
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], path=path, query="", fragment="").geturl()
+
+
+def secrets_in(url: str) -> list[str]:
+    """Return what may be secret in the path of an address, as it is written and decoded."""
+    found = [part for part in urlsplit(url).path.split("/") if _may_be_secret(part)]
+    return list(dict.fromkeys(found + [unquote(part) for part in found]))
+
+
+# What stands in the paths of APIs: anything short, and a word with a version, like `messages`, `sms-gateway` or `api2`.
+_PLAIN = re.compile(r".{0,6}|[a-z][a-z._-]{0,14}[0-9]{0,2}", re.IGNORECASE)
+
+
+def _may_be_secret(part: str) -> bool:
+    return _PLAIN.fullmatch(part) is None

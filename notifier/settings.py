@@ -26,7 +26,7 @@ from dotenv.parser import parse_stream
 
 from notifier import address, install, zones
 from notifier.errors import SettingsError
-from notifier.hosts import is_loopback
+from notifier.hosts import is_loopback, without_secrets
 
 Role = Literal["all", "api", "worker"]
 OnUnknown = Literal["retry", "hold"]
@@ -467,7 +467,10 @@ def _rows(values: Mapping[str, Any], sources: Mapping[str, str]) -> list[tuple[s
         name = field.name.upper()
         source = sources.get(name, "wrong")
         if field.name in values:
-            shown = _shown(values[field.name], field.metadata["secret"])
+            value = values[field.name]
+            if field.name == "gateway_url" and value is not None:
+                value = without_secrets(value)
+            shown = _shown(value, field.metadata["secret"])
         elif source == "default":
             shown = field.metadata["shown"] or "–"
         else:

@@ -370,6 +370,13 @@ def test_secrets_are_masked_wherever_settings_are_shown() -> None:
     assert (shown["PORT"], shown["PAUSE_ALL"], shown["GATEWAY_RATE"]) == ("8080", "0", "0")
 
 
+def test_a_token_in_the_path_of_the_gateway_s_address_is_masked() -> None:
+    settings = Settings.load({"GATEWAY_URL": "https://gw.example/v1/bot1:hidden", "GATEWAY_TOKEN": "t" * 20}, None)
+    assert settings.gateway_url == "https://gw.example/v1/bot1:hidden"
+    shown = {name: value for name, value, _ in settings.describe()}
+    assert shown["GATEWAY_URL"] == "https://gw.example/v1/***"
+
+
 def test_the_key_is_made_once_and_kept_to_its_owner(tmp_path: Path) -> None:
     settings = Settings.load({"DATA_DIR": str(tmp_path / "new" / "data")}, None)
     with ThreadPoolExecutor(8) as pool:

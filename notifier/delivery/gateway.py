@@ -11,17 +11,17 @@ import re
 import time
 import zlib
 from collections import deque
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_tz
 from typing import Any, NamedTuple, Self
-from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 from aiohttp import hdrs
 from yarl import URL
 
-from notifier import __version__
+from notifier import __version__, hosts
 from notifier.delivery.http import BODY_LIMIT, Response, Wire
 from notifier.delivery.lenient import Unreadable
 from notifier.models import Outcome, Reason
@@ -35,6 +35,7 @@ KEEP_ALIVE, KEEP_ALIVE_MOST = 0.9, 15.0
 LOOK_AFTER = 0.05
 # A server that closes earlier than so many seconds after an answer does not do it for idleness.
 IDLE_LEAST = 0.5
+SECRET_LEAST = 8  # characters of a token that is looked for in a gateway's words
 DETAIL_LIMIT = 300  # characters of a gateway's words that are kept
 # Seconds. A request was lost on a connection that was used before: the gateway may close them without a word, so each
 # request has its own for so long, twice as long each time, until a second one on a connection is answered.
@@ -71,6 +72,7 @@ class Gateway:
         self._timeout = timeout
         # under the whole request's, so that what was surely not sent is known to be so
         self._connect_timeout = aiohttp.ClientTimeout(connect=min(CONNECT_TIMEOUT, timeout * 0.8))
+        self._in_address = tuple(hosts.secrets_in(url))
         self._connector = aiohttp.TCPConnector(limit=0)
         self._target = aiohttp.ClientRequest("POST", base, loop=self._loop)
         self._idle: deque[tuple[Wire, float]] = deque()  # since when, by the loop's time; the last used at the end
@@ -85,6 +87,8 @@ class Gateway:
     def use(self, token: str) -> None:
         """Send with this token from now on."""
         self.token = token
+        # a gateway may repeat both; what is shorter than a word could be any
+        self._secrets = (*self._in_address, *([token] if len(token) >= SECRET_LEAST else []))
         self._headers = (
             f" HTTP/1.1\r\nHost: {self._host}\r\nAuthorization: Bearer {token}\r\n"
             f"User-Agent: notifier/{__version__}\r\nAccept: application/json\r\nAccept-Encoding: identity\r\n"
@@ -121,9 +125,9 @@ class Gateway:
                 self._apart = APART[0]
             if wire.reusable:
                 self._keep(wire, response.headers.get("Keep-Alive"))
-            return classify(response)
+            return classify(response, self._secrets)
         except Exception as error:
-            answer = classify_error(error)
+            answer = classify_error(error, self._secrets)
             if reused and answer.reason is Reason.RESET:
                 self._learn(idle)
                 self._keep_apart()
@@ -188,24 +192,24 @@ class Gateway:
 _KEEP_ALIVE_TIMEOUT = re.compile(r"timeout\s*=\s*(\d{1,6})", re.IGNORECASE)
 
 
-def classify(response: Response) -> Answer:
-    """What a response means."""
+def classify(response: Response, secrets: Sequence[str] = ()) -> Answer:
+    """What a response means; its words are kept without ``secrets`` and phone numbers."""
     status = response.status
     if status == 200:
         coding = response.headers.get(hdrs.CONTENT_ENCODING)
-        return classify_body(response.body, coding)
+        return classify_body(response.body, coding, secrets)
     if 200 < status < 300:
-        return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, status, _said(response))
+        return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, status, _said(response, secrets))
     answer = classify_status(status, ", ".join(response.headers.getall(hdrs.RETRY_AFTER, ())), time.time())
     if 300 <= status < 400:
         return answer._replace(detail=_where_to(response.headers.get(hdrs.LOCATION)))
-    said = _said(response)
+    said = _said(response, secrets)
     if answer.outcome is Outcome.REJECTED and said and ABOUT_US.search(said):
         return Answer(Outcome.DECLINED, Reason.ACCOUNT_REFUSED, status, said)
     return answer._replace(detail=said)
 
 
-def classify_body(body: bytes | None, coding: str | None = None) -> Answer:
+def classify_body(body: bytes | None, coding: str | None = None, secrets: Sequence[str] = ()) -> Answer:
     """The success rule for a 200: a JSON object whose ``code`` is the integer 0.
 
     ``coding`` is the Content-Encoding: what can be read is read, whatever that says.
@@ -227,11 +231,11 @@ def classify_body(body: bytes | None, coding: str | None = None) -> Answer:
             Outcome.UNKNOWN,
             Reason.BAD_ANSWER,
             200,
-            _words(f"Content-Encoding {coding!r}: {words}" if coding else words),
+            _words(f"Content-Encoding {coding!r}: {words}" if coding else words, secrets),
         )
     if code == 0:
         return _ACCEPTED
-    words = _words(f"{code}: {answer.get('message', '')}")
+    words = _words(f"{code}: {answer.get('message', '')}", secrets)
     reason = Reason.ACCOUNT_REFUSED if ABOUT_US.search(words) else Reason.DECLINED
     return Answer(Outcome.DECLINED, reason, 200, words)
 
@@ -272,9 +276,9 @@ def _unpacked(body: bytes, wbits: int) -> bytes | None:
     return unpacked if decoder.eof else None
 
 
-def _said(response: Response) -> str | None:
+def _said(response: Response, secrets: Sequence[str]) -> str | None:
     """What an answer says beside its status."""
-    return _words(_readable(response.body).decode("utf-8", "replace")) if response.body else None
+    return _words(_readable(response.body).decode("utf-8", "replace"), secrets) if response.body else None
 
 
 def _where_to(location: str | None) -> str | None:
@@ -282,8 +286,7 @@ def _where_to(location: str | None) -> str | None:
     if not location:
         return None
     try:
-        parts = urlsplit(location)
-        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        shown = hosts.without_secrets(location)
     except ValueError:
         shown = "an address that is none"
     return _words(f"it points to {shown}")
@@ -356,13 +359,13 @@ _MISCONFIGURED = {
 }
 
 
-def classify_error(error: Exception) -> Answer:
+def classify_error(error: Exception, secrets: Sequence[str] = ()) -> Answer:
     """What was raised instead of an answer to a request that was written, at least in part."""
-    detail = _words(f"{type(error).__name__}: {error}")
+    detail = _words(f"{type(error).__name__}: {error}", secrets)
     if isinstance(error, asyncio.TimeoutError):
         return Answer(Outcome.UNKNOWN, Reason.TIMEOUT, None, detail)
     if isinstance(error, Unreadable):
-        return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, None, _words(str(error)))
+        return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, None, _words(str(error), secrets))
     if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
         return Answer(Outcome.UNKNOWN, Reason.RESET, None, detail)
     if isinstance(error, aiohttp.ClientError | ValueError | zlib.error):
@@ -417,7 +420,9 @@ _BETWEEN = re.compile(r"(?<=[\dT])\s*,")  # not the comma after a weekday
 _NUMBER = re.compile(r"(?<!\d)\d{7,15}(?!\d)|\+\d[\d ().-]{5,20}\d")
 
 
-def _words(text: str) -> str:
-    """A stranger's words, fit to be stored: no phone number, no NUL, no lone surrogates, not long."""
+def _words(text: str, secrets: Sequence[str] = ()) -> str:
+    """A stranger's words, fit to be stored: none of ours, no phone number, no NUL, no lone surrogates, not long."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
     text = _NUMBER.sub("***", text[: 4 * DETAIL_LIMIT])[:DETAIL_LIMIT]
     return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")

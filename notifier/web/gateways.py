@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
 
+from notifier import hosts
 from notifier.errors import NotFound
 from notifier.models import BreakerState, GatewayState
 from notifier.storage import gateways
@@ -43,10 +43,10 @@ class Shown:
 
 
 def shown(gateway: gateways.Gateway, defaults: GatewayDefaults) -> Shown:
-    """What the row says, and the environment where the row says nothing; never the credentials of an address."""
+    """What the row says, and the environment where the row says nothing; never what is secret in an address."""
     return Shown(
         name=gateway.name,
-        url=defaults.url and _without_credentials(defaults.url),
+        url=defaults.url and hosts.without_secrets(defaults.url),
         state=GatewayState.UNCONFIGURED if defaults.url is None else gateway.state,
         reason=gateway.reason,
         detail=gateway.detail,
@@ -59,11 +59,6 @@ def shown(gateway: gateways.Gateway, defaults: GatewayDefaults) -> Shown:
         last_errors=gateway.last_errors,
         version=gateway.version,
     )
-
-
-def _without_credentials(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 class GatewayHandler(Handler):

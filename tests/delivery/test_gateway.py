@@ -283,6 +283,22 @@ async def test_a_redirect_is_not_followed_and_says_where_to_without_secrets(loca
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("status", [b"200 OK", b"202 Accepted", b"301 Moved Permanently", b"400 Bad Request"])
+async def test_what_a_gateway_repeats_of_our_secrets_is_not_kept(status: bytes) -> None:
+    """A token of 2,000 characters, of which no part may stay, and one in the path of the address, which is a number."""
+    token, part = "eyJ" + "x1" * 1000, "bot79161234567:AAHdq"
+    said = f'{{"code": 4, "message": "Cannot POST /{part}/v1/send/7 with {token}"}}'.encode()
+    head = b"HTTP/1.1 %b\r\nLocation: /%b/v2/\r\nContent-Length: %d\r\n\r\n"
+    async with serving([head % (status, part.encode(), len(said)) + said]) as (server, gateway):
+        url = f"{gateway.url}/{part}"
+        async with Gateway("default", url, token, timeout=60) as gateway:
+            detail = (await send(gateway)).detail
+    assert part.encode() in server.requests[0][1]
+    assert detail
+    assert "***" in detail
+    assert not [word for word in (token[:20], "bot", "AAHdq") if word in detail], detail
+
+
 async def test_two_lines_of_retry_after_are_one_wait() -> None:
     head = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 120\r\nRetry-After: 120\r\nContent-Length: 0\r\n\r\n"
     async with serving([head]) as (_, gateway):

@@ -109,9 +109,11 @@ async def test_an_error_that_an_older_version_noted_is_shown_whole(api: Api, db:
 
 
 async def test_an_address_is_shown_without_credentials(make_api: MakeApi) -> None:
-    api = make_api(gateway=GatewayDefaults("https://me:secret@sms.example.com:8443/base", 5, 2.5, 10.0, "hold"))
+    api = make_api(
+        gateway=GatewayDefaults("https://me:secret@sms.example.com:8443/base/tok-5ecret9", 5, 2.5, 10.0, "hold")
+    )
     found = (await api.get("/gateways/default")).json
-    assert found["url"] == "https://sms.example.com:8443/base"
+    assert found["url"] == "https://sms.example.com:8443/base/***"
     assert (found["concurrency"], found["rate"], found["timeout"], found["on_unknown"]) == (5, 2.5, 10.0, "hold")
 
 
