@@ -30,7 +30,9 @@ users_only = pytest.mark.skipif(os.geteuid() == 0, reason="a normal user's case"
 USER = """
 import sys
 from pathlib import Path
+from notifier import telemetry
 from notifier.storage.embedded import running
+telemetry.configure("warning", "json")  # to stderr, as a program of ours does
 with running(Path(sys.argv[1]), fast=True) as dsn:
     print(dsn, flush=True)
     sys.stdin.read()
