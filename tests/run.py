@@ -1,6 +1,6 @@
 """Run the tests in phases, so that none fails by chance: `python -m tests.run [arguments for pytest]`.
 
-1. ``beside``: everything that may share the machine with other tests, on all cores.
+1. ``beside``: everything that may share the machine with other tests.
 2. ``alone``: what is marked so (real processes, real time), when the others are over. Most of its time such a test
    waits for processes of its own: a few run at a time.
 3. ``again``: what failed in the first two, once more, one after another. Whoever passes now does not make the run red,
@@ -26,8 +26,13 @@ from pathlib import Path
 
 import pytest
 
-FEW = min(4, (os.cpu_count() or 1) + 1)
-WORKERS = {"beside": ["-n", "auto"], "alone": ["-n", str(FEW), "--maxschedchunk=1"], "again": ["-n", "1"]}
+MANY = (os.cpu_count() or 1) + 1
+"""One more than there are cores: many tests wait for something."""
+WORKERS = {
+    "beside": ["-n", str(MANY)],
+    "alone": ["-n", str(min(4, MANY)), "--maxschedchunk=1"],
+    "again": ["-n", "1"],
+}
 """For pytest-xdist. One worker, and not none, so that a test that kills its process is a failure like any other."""
 MOST_AGAIN = 20
 """So many do not fail by chance: more than that are not tried again."""

@@ -17,9 +17,7 @@ ROOT = Path(__file__).parent.parent
 CHOSEN = (
     "tests/test_cli.py::test_migrate",
     "tests/test_cli.py::test_config_check_shows_every_setting_without_secrets",
-    "tests/test_cli.py::test_a_data_folder_that_cannot_be_one",
     "tests/test_demo.py::test_a_wrong_setting",
-    "tests/test_settings.py",
     "tests/web/test_system.py",
 )
 

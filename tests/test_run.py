@@ -16,7 +16,6 @@ markers =
 ONLY_XDIST = {  # the other plugins took most of the time
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     "PYTEST_PLUGINS": "xdist.plugin",
-    "PYTEST_XDIST_AUTO_NUM_WORKERS": "2",
 }
 COMMON = """
 import os, time
