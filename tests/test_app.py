@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from chaos.proxy import Proxy
+from chaos.stage import PATIENCE
 from notifier import app
 from notifier.delivery.gateway import Answer, Gateway
 from notifier.models import Outcome, Reason
@@ -32,7 +33,7 @@ HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
 def connection(url: str) -> http.client.HTTPConnection:
     place = urlsplit(url)
-    return http.client.HTTPConnection(place.hostname or "", place.port, timeout=40)
+    return http.client.HTTPConnection(place.hostname or "", place.port, timeout=PATIENCE)
 
 
 def get(url: str, path: str) -> http.client.HTTPResponse:
@@ -118,7 +119,7 @@ async def test_whoever_loads_clients_gets_every_answer_before_it_goes(place: Pat
             return False
 
         await poll_until(refused)
-        assert one.process.wait(40) == 0
+        assert one.process.wait(PATIENCE) == 0
         for each in loaders:
             each.join()
     assert [each.torn for each in loaders] == [[]] * 4
@@ -155,7 +156,7 @@ async def test_half_an_upload_is_waited_for_as_long_as_the_grace_lasts(
             answer = uploading.getresponse()
             assert answer.status == 200
             assert json.loads(answer.read())["items"][-1]["status"] == "updated"
-        assert one.process.wait(20) == 0
+        assert one.process.wait(PATIENCE) == 0
         assert ("stopped before all was answered" in one.said()) is not rest
 
 
@@ -173,7 +174,7 @@ async def test_a_terminal_that_goes_stops_it_as_sigterm_does(place: Path, by: si
         if by is signal.SIGHUP:  # the shell sends another
             await poll_until(lambda: '"stopping"' in one.said())
             one.process.send_signal(by)
-        assert one.process.wait(20) == 0
+        assert one.process.wait(PATIENCE) == 0
         assert '"stopped"' in one.said()
         assert not running(place)
 
@@ -216,7 +217,6 @@ def test_where_files_do_not_suffice_it_does_not_start(place: Path) -> None:
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=50,
     )
     assert ended.returncode == 2
     assert "GATEWAY_CONCURRENCY: with 2000 this process needs 2116 open files, and may have 1024" in ended.stderr

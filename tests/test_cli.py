@@ -230,7 +230,6 @@ def test_a_home_that_only_somebody_else_can_enter_is_none(tmp_path: Path, postgr
         cwd="/",
         capture_output=True,
         text=True,
-        timeout=50,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
 

@@ -27,7 +27,7 @@ import pytest
 import trustme
 import yaml
 
-from chaos.stage import Postgres, free_port, has, until
+from chaos.stage import PATIENCE, Postgres, free_port, has, until
 from notifier.settings import Settings
 from tests.test_cli import KEY, TOKEN, run, started
 
@@ -207,7 +207,7 @@ def in_front(configure: Configure, place: Path, backend: int, https: int = 0) ->
         yield front
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("proxy", PROXIES)

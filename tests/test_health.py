@@ -22,7 +22,6 @@ def check(place: Path, **settings: str) -> subprocess.CompletedProcess[str]:
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=50,
     )
 
 

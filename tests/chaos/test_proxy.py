@@ -15,6 +15,7 @@ import pytest
 
 from chaos import proxy as chaos
 from chaos.proxy import Proxy
+from chaos.stage import PATIENCE
 from notifier.storage import database
 from notifier.storage.database import AWAY, Pool
 from tests.conftest import poll_until
@@ -184,13 +185,13 @@ async def test_a_fault_happens_so_many_times_and_only_to_what_it_names(dsn: str,
 
 def test_the_client_sees_a_reset(proxy: Proxy) -> None:
     address = ("127.0.0.1", urlsplit(proxy.dsn).port)
-    with socket.create_connection(address, timeout=10) as client:
+    with socket.create_connection(address, timeout=PATIENCE) as client:
         while not proxy.cut():  # it may not have been accepted yet
             pass
         with pytest.raises(ConnectionResetError):
             client.recv(1)
     proxy.refuse()
-    with pytest.raises(ConnectionResetError), socket.create_connection(address, timeout=10) as client:
+    with pytest.raises(ConnectionResetError), socket.create_connection(address, timeout=PATIENCE) as client:
         client.recv(1)
 
 

@@ -28,5 +28,5 @@ async def test_old_keys_go_faster_than_they_are_made_though_another_chore_fails(
 
     await poll_until(gone, progress=left)
     took = await world.db.fetchval("SELECT extract(epoch FROM clock_timestamp() - $1)", started)
-    assert took < 30  # by pieces of a thousand each 30 s it took 90 s, and never began
+    assert took < 80  # by pieces of a thousand each 30 s it took 90 s, and never began
     await world.db.execute("ALTER TABLE hidden RENAME TO slices")

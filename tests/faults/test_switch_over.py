@@ -5,12 +5,8 @@ from __future__ import annotations
 import http.client
 from contextlib import suppress
 
-import pytest
-
 from chaos.proxy import Proxy
 from chaos.stage import Postgres, Replica, on_stage, until
-
-pytestmark = pytest.mark.timeout(300)
 
 
 def status(replica: Replica, method: str, path: str, body: object = None) -> int:

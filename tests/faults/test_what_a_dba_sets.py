@@ -13,7 +13,6 @@ from chaos.databases import pgbouncer
 from chaos.stage import Replica, Stage, on_stage, until
 from tests.faults.conftest import skipped_where_lacking
 
-pytestmark = pytest.mark.timeout(300)
 LIMITS = {
     "idle_session_timeout": "200ms",
     "idle_in_transaction_session_timeout": "1s",

@@ -23,7 +23,6 @@ from tests.test_cli import TOKEN, Running, started
 from tests.test_deploy import HOST, JSON, PROXIES, SITE, Answer, Configure, Front, in_front, nginx_of, tls_server
 from tests.web.test_browser import CHROMIUM, QUIET
 
-pytestmark = pytest.mark.timeout(300)
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "same-origin"}
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import pytest
 from structlog.typing import EventDict
 
+from chaos.stage import PATIENCE
 from notifier import telemetry
 from notifier.web import base, server
 from notifier.web.base import PUBLIC, SMALL_BODY, Base
@@ -149,7 +150,7 @@ async def test_where_no_file_is_left_accepting_rests_and_says_so_once(api: Api, 
     for client in waiting:
         client.sendall(GET)
         client.setblocking(False)
-        got = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 100), 20)
+        got = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 100), PATIENCE)
         assert got.startswith(b"HTTP/1.1 200")
         client.close()
 
