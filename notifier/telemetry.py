@@ -8,7 +8,6 @@ import math
 import platform
 import re
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -111,28 +110,6 @@ def _json(event: EventDict, default: Callable[[Any], Any]) -> str:
     except TypeError:  # integers beyond 64 bits, lone surrogates, keys that are no strings, circles
         plain = (str, int, float, type(None))
         return json.dumps({str(k): v if isinstance(v, plain) else repr(v) for k, v in event.items()})
-
-
-class Sparingly:
-    """Lines that anybody can cause, token or not: ``burst`` at once and ``rate`` a second; the others are counted."""
-
-    def __init__(self, rate: float = 10.0, burst: int = 300) -> None:
-        self._rate, self._burst = rate, float(burst)
-        self._left, self._at, self._left_out = float(burst), time.monotonic(), 0
-
-    def allows(self) -> bool:
-        """Whether one more is to be written; before it a line tells how many were not."""
-        now = time.monotonic()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-        self._at = now
-        if self._left < 1:
-            self._left_out += 1
-            return False
-        self._left -= 1
-        if self._left_out:
-            structlog.get_logger("notifier.web").warning("requests without a token not logged", count=self._left_out)
-            self._left_out = 0
-        return True
 
 
 # ---- metrics

@@ -12,13 +12,12 @@ import hashlib
 import hmac
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 import orjson
 import structlog
@@ -32,14 +31,12 @@ from notifier.storage.database import AWAY, DISTURBED, Connection, Db, Pool, tra
 from notifier.storage.installation import Hold
 from notifier.web import schemas
 from notifier.web.addresses import Network, PublicUrl, client_of, network_of
-from notifier.web.budgets import Budget
+from notifier.web.budgets import Budget, Busy, LargeBodies, Sparingly
 
 SMALL_BODY = 64 * 1024
 """Bytes that are read before anybody asks whose they are: as much as a head may have."""
 BODY = 1024 * 1024
 LARGEST_BODY = 8 * 1024 * 1024
-TURN_WAIT, TURN_BYTES = 10.0, 8 * LARGEST_BODY
-"""Seconds and bytes that large bodies may wait for each other."""
 LARGE = 64 * 1024
 """Bytes of JSON from which on a thread parses it, so that the loop goes on (8 MB take 0.2 s)."""
 PATH_SHOWN, PART_MAX = 200, 1024
@@ -120,7 +117,8 @@ class Context:
 
     ``wake`` tells the scheduler to look at once. ``hold`` says whether the database looks like a copy. ``ready`` says
     why requests should go elsewhere, or None.
-    ``proxies`` are the networks whose forwarding headers are believed.
+    ``proxies`` are the networks whose forwarding headers are believed. ``failures``, ``strangers`` and ``large_bodies``
+    bound wrong tokens by network, log lines that anybody can cause, and large bodies that are parsed.
     """
 
     db: Pool
@@ -136,6 +134,8 @@ class Context:
     public: PublicUrl
     proxies: Collection[Network]
     failures: Budget = field(default_factory=partial(Budget, FAILURES_MAX))
+    strangers: Sparingly = field(default_factory=Sparingly)
+    large_bodies: LargeBodies = field(default_factory=LargeBodies)
 
 
 # ---- errors → HTTP
@@ -162,10 +162,6 @@ class TooLarge(errors.NotifierError):
         super().__init__(
             f"The body is over {most // BODY} MB." if most >= BODY else f"The body is over {most // 1024} KB."
         )
-
-
-class Busy(errors.NotifierError):
-    """Too many large bodies have come at once: try again in a moment."""
 
 
 class Encoded(errors.NotifierError):
@@ -358,39 +354,6 @@ def _idempotent(verb: Verb) -> Verb:
     return once  # type: ignore[return-value]
 
 
-# ---- large bodies
-
-
-class LargeBodies:
-    """They are parsed one at a time, since each takes a core for up to 0.3 s and ten times its size in memory.
-
-    Who waits for longer than `TURN_WAIT`, or would wait behind more than `TURN_BYTES`, is told to come again.
-    """
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._bytes = 0
-
-    @asynccontextmanager
-    async def turn(self, size: int) -> AsyncIterator[None]:
-        """Wait for the turn of a body of ``size`` bytes; it lasts as long as the block. Raises `Busy`."""
-        if self._bytes + size > TURN_BYTES:
-            raise Busy
-        self._bytes += size
-        try:
-            try:
-                async with asyncio.timeout(TURN_WAIT):
-                    await self._lock.acquire()
-            except TimeoutError:
-                raise Busy from None
-            try:
-                yield
-            finally:
-                self._lock.release()
-        finally:
-            self._bytes -= size
-
-
 # ---- handlers
 
 
@@ -510,7 +473,7 @@ class Base(tornado.web.RequestHandler):
 
     def note(self, event: str, **fields: Any) -> None:
         """Log what happened to who asks; not all of what strangers cause."""
-        if self.caller is not None or cast("Any", self.application).strangers.allows():
+        if self.caller is not None or self.context.strangers.allows():
             log.warning(event, address=self.client.address, request_id=self.request_id, **fields)
 
     def count_failure(self, event: str) -> None:
@@ -656,7 +619,7 @@ class Handler(Base):
         if len(body) < LARGE:
             value = schemas.parse(body)
         else:
-            async with cast("LargeBodies", cast("Any", self.application).large_bodies).turn(len(body)):
+            async with self.context.large_bodies.turn(len(body)):
                 value = await asyncio.to_thread(schemas.parse, body)
         return schemas.load(schema or schemas.NoBody, value)
 
@@ -736,7 +699,7 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
     status, caller = handler.get_status(), handler.caller
     quiet = status < 400 and handler.pattern in ("/healthz", "/readyz", "/metrics")
     strange = status < 500 and caller is None
-    if strange and not quiet and not cast("Any", handler.application).strangers.allows():
+    if strange and not quiet and not handler.context.strangers.allows():
         return
     write = log.debug if quiet else log.error if status >= 500 else log.info
     write(

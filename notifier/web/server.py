@@ -45,7 +45,6 @@ from notifier.web.base import (
     SMALL_BODY,
     Base,
     Context,
-    LargeBodies,
     TooLarge,
     problem_of,
     safe_headers,
@@ -290,8 +289,9 @@ class Server(HTTPServer):
             idle_connection_timeout=IDLE,
         )
         self.most = most
-        self._application = application
-        self.safe_headers = safe_headers(application.settings["context"].public)
+        context: Context = application.settings["context"]
+        self._strangers = context.strangers
+        self.safe_headers = safe_headers(context.public)
         self._loop = cast("Any", IOLoop.current()).asyncio_loop
         self.drained_at: float | None = None
         self._streams: set[Stream] = set()
@@ -382,7 +382,7 @@ class Server(HTTPServer):
     def refused(self, status: int, detail: str, address: str, request_id: str) -> None:
         """Note that a request could not be read."""
         telemetry.HTTP_REQUESTS.labels("other", "unreadable", str(status)).inc()
-        if self._application.strangers.allows():
+        if self._strangers.allows():
             log.info("request refused", status=status, detail=detail, address=address, request_id=request_id)
 
     def linger(self, connection: socket.socket) -> None:
@@ -509,12 +509,6 @@ def _in_origin_form(line: RequestStartLine, headers: HTTPHeaders) -> RequestStar
 
 class Application(tornado.web.Application):
     """Tornado's application, which reads a large body only once its head is found good."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.strangers = telemetry.Sparingly()
-        """For what is logged of those whom no token names."""
-        self.large_bodies = LargeBodies()
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Return what answers; within, no path has the public prefix."""

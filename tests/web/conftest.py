@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from io import BytesIO
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 import orjson
@@ -57,10 +57,6 @@ class Api:
     headers: dict[str, str] = field(default_factory=dict)
     woken: list[None] = field(default_factory=list)
     session: aiohttp.ClientSession | None = None
-
-    @property
-    def application(self) -> Application:
-        return cast("Application", self.server.request_callback)
 
     async def call(
         self,

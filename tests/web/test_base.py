@@ -24,7 +24,7 @@ from notifier import errors
 from notifier.errors import Problem
 from notifier.storage import clients, idempotency
 from notifier.storage.database import Pool, create_pool
-from notifier.web import base, schemas
+from notifier.web import base, budgets, schemas
 from notifier.web.base import (
     LARGEST_BODY,
     PUBLIC,
@@ -738,17 +738,17 @@ async def test_large_bodies_take_turns_and_nobody_waits_for_ever(api: Api, monke
     items = [{"phone": str(79161230000 + n), "attributes": {"a": "b" * 1000}} for n in range(100)]
     large = json.dumps({"items": items}).encode()
     assert len(large) > base.LARGE
-    bodies = api.application.large_bodies
+    bodies = api.context.large_bodies
     async with bodies.turn(1):
         waiting = asyncio.ensure_future(api.post("/clients/batch", data=large))
         small = await api.post("/clients", {"phone": "79031234567"})
         assert (small.status, waiting.done()) == (201, False)
     assert (await waiting).status == 200
-    monkeypatch.setattr(base, "TURN_WAIT", 0.1)
+    monkeypatch.setattr(budgets, "TURN_WAIT", 0.1)
     async with bodies.turn(1):
         reply = await api.post("/clients/batch", data=large)
         assert (reply.status, reply.json["type"], reply.headers["Retry-After"]) == (503, "urn:notifier:busy", "2")
-    monkeypatch.setattr(base, "TURN_WAIT", 60.0)
-    async with bodies.turn(base.TURN_BYTES - 1000):
+    monkeypatch.setattr(budgets, "TURN_WAIT", 60.0)
+    async with bodies.turn(budgets.TURN_BYTES - 1000):
         assert (await api.post("/clients/batch", data=large)).status == 503
     assert (await api.post("/clients/batch", data=large)).status == 200

@@ -1,8 +1,10 @@
-"""How often an address may do something: per minute, each for itself, in bounded memory."""
+"""How often an address may do something, per minute, each for itself, in bounded memory; and what is logged of all."""
 
 from __future__ import annotations
 
-from notifier.web.budgets import ADDRESSES_MAX, MINUTE, Budget
+from structlog.typing import EventDict
+
+from notifier.web.budgets import ADDRESSES_MAX, MINUTE, Budget, Sparingly
 
 
 class Clock:
@@ -31,3 +33,14 @@ def test_what_is_remembered_is_bounded_and_the_newest_stay() -> None:
     assert budget.spend(str(3 * ADDRESSES_MAX - 1)) == 1
     assert budget.spend("0") == 0  # forgotten, so it has another
     assert budget.wait("nobody") == 1
+
+
+def test_lines_are_so_many_at_once_and_a_second_and_the_others_are_counted(logs: list[EventDict]) -> None:
+    clock = Clock()
+    lines = Sparingly(rate=2.0, burst=3, clock=clock)
+    assert [lines.allows() for _ in range(5)] == [True, True, True, False, False]
+    clock.now += 0.5
+    assert [lines.allows() for _ in range(2)] == [True, False]
+    clock.now += 60.0
+    assert [lines.allows() for _ in range(4)] == [True, True, True, False]
+    assert [line["count"] for line in logs] == [2, 1]
