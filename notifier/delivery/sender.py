@@ -531,13 +531,14 @@ class Sender:
         started_at = datetime.fromtimestamp(self._clock.latest(started), UTC)
         text_version = view.text_version
         identity = self._gateway.identity
-        in_doubt = bool(message.in_doubt) or work.batch.standing is Standing.DOUBTFUL
+        # The batch knows of a doubt that no outcome shows: an acceptance that could not be recorded.
+        doubts = max(message.in_doubt, int(work.batch.standing is Standing.DOUBTFUL))
         try:
             assert message.phone is not None
             answer = await self._gateway.send(message.id, message.phone, view.text)
-            if in_doubt and has_it_already(answer):
+            if doubts and has_it_already(answer):
                 answer = answer._replace(outcome=Outcome.ACCEPTED, reason=Reason.ALREADY_ACCEPTED)
-            answer = self.limits.note(answer, message.id, started_at, identity, probe=probe, in_doubt=in_doubt)
+            answer = self.limits.note(answer, message.id, started_at, identity, probe=probe, in_doubt=doubts > 0)
         except Exception as error:  # one message's bad luck must not stop the others
             log.exception("sending failed", message_id=message.id, mailing_id=view.id)
             answer = Answer(Outcome.UNKNOWN, Reason.INTERNAL_ERROR, None, type(error).__name__)
@@ -545,7 +546,7 @@ class Sender:
                 self.limits.probing = False
         duration = time.monotonic() - started
         self._duration += 0.01 * (duration - self._duration)
-        next_ = self._after(answer, work, message)
+        next_ = self._after(answer, message, doubts)
         self._add(
             work,
             Result(
@@ -564,15 +565,13 @@ class Sender:
             ),
         )
 
-    def _after(self, answer: Answer, work: Work, message: Loaded) -> backoff.Next:
+    def _after(self, answer: Answer, message: Loaded, doubts: int) -> backoff.Next:
         if answer.outcome is Outcome.ACCEPTED and answer.reason is None:
             return _SENT
         wait = answer.retry_after
         if wait is None and answer.outcome in (Outcome.THROTTLED, Outcome.MISCONFIGURED):
             wait = 0.0  # the gateway's pause holds it back, not a backoff of its own
-        # The batch knows of a doubt that no outcome shows: an acceptance that could not be recorded.
-        in_doubt = max(message.in_doubt, work.batch.standing is Standing.DOUBTFUL)
-        history = backoff.History(message.counted, message.declined, in_doubt)
+        history = backoff.History(message.counted, message.declined, doubts)
         return backoff.after(answer.outcome, answer.reason, history, self._policy, wait=wait)
 
     def _add(self, work: Work, result: Result) -> None:

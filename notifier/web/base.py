@@ -331,9 +331,7 @@ def _idempotent(verb: Verb) -> Verb:
             return await verb(self, **kwargs)
         if not re.fullmatch(r"[\x21-\x7e]{1,255}", text):
             raise BadRequest("Idempotency-Key: 1 to 255 visible ASCII characters, please")
-        assert self.caller is not None
-        key = hashlib.sha256(b"\0".join((self.caller.digest, self.request.path.encode(), text.encode()))).digest()
-        body = hashlib.sha256(self.request.body).digest()
+        key, body = self.once_key(text)
 
         async def make(connection: Connection) -> idempotency.Answer:
             try:
@@ -500,6 +498,15 @@ class Base(tornado.web.RequestHandler):
     def redirect(self, url: str, permanent: bool = False, status: int | None = None) -> None:
         """Lead to another path of ours."""
         super().redirect(self.context.public.prefix + url, permanent, status)
+
+    def once_key(self, name: str) -> tuple[bytes, bytes]:
+        """Return what a request of this name is known by when it is repeated: caller, path and name, and the body.
+
+        Both as SHA-256, for `idempotency.once`.
+        """
+        assert self.caller is not None
+        key = b"\0".join((self.caller.digest, self.request.path.encode(), name.encode()))
+        return hashlib.sha256(key).digest(), hashlib.sha256(self.request.body).digest()
 
     def wake(self) -> None:
         """Have the scheduler look at once, when the answer is out and what it says is committed."""

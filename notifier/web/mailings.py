@@ -33,13 +33,13 @@ async def shown(db: Db, context: Context, found: Sequence[Mailing]) -> list[Mail
     silent = [mailing for mailing in awaiting if mailing.status_reason in (None, *PASSING)]
     reasons: dict[int, str] = {}
     if context.gateway.url is None:
-        reasons = {mailing.id: "gateway_unconfigured" for mailing in awaiting}
+        reasons = {mailing.id: StatusReason.GATEWAY_UNCONFIGURED for mailing in awaiting}
     elif context.pause_all:
-        reasons = {mailing.id: "paused_by_settings" for mailing in silent}
+        reasons = {mailing.id: StatusReason.PAUSED_BY_SETTINGS for mailing in silent}
     elif silent and await context.hold.reason() is not None:
-        reasons = {mailing.id: "held_as_copy" for mailing in silent}
+        reasons = {mailing.id: StatusReason.HELD_AS_COPY for mailing in silent}
     elif windows := [m.id for m in silent if m.window and m.audience and m.status_reason is None]:
-        reasons = dict.fromkeys(await queue.hours_open_at(db, windows), "window")
+        reasons = dict.fromkeys(await queue.hours_open_at(db, windows), StatusReason.WINDOW)
     return [replace(m, status_reason=reasons[m.id]) if m.id in reasons else m for m in found]
 
 

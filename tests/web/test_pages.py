@@ -799,6 +799,7 @@ def test_every_name_has_words() -> None:
     assert set(words.REASONS) == set(models.Reason)
     assert set(words.OUTCOMES) == set(models.Outcome)
     assert set(words.MEANINGS) == set(models.Status)
+    assert set(words.MAILING_REASONS) == set(models.StatusReason)
     assert words.reason("something_new") == "Something new"
     assert words.mailing_reason("something_new") == "Something new"
 

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from hashlib import sha256
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
@@ -504,10 +503,7 @@ class Page(Base):
 
     async def once(self, create: Callable[[Connection], Awaitable[str]]) -> str:
         """Run ``create`` in a transaction and return the path it returned; for a form sent twice the first one's."""
-        assert self.caller is not None
-        name = self.get_body_argument("once", "") or secrets.token_hex()
-        key = sha256(b"\0".join((self.caller.digest, self.request.path.encode(), name.encode()))).digest()
-        body = sha256(self.request.body).digest()
+        key, body = self.once_key(self.get_body_argument("once", "") or secrets.token_hex())
 
         async def answer(connection: Connection) -> idempotency.Answer:
             return idempotency.Answer(303, {"Location": await create(connection)}, b"")

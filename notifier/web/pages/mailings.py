@@ -10,7 +10,7 @@ from typing import Any
 
 from notifier import windows
 from notifier.errors import Conflict, Invalid, NotFound, Stale
-from notifier.models import MAILING_TRANSITIONS, OVER, Mailing, MailingStatus, Status
+from notifier.models import MAILING_TRANSITIONS, OVER, Mailing, MailingStatus, Status, StatusReason
 from notifier.storage import audience, mailings, messages, queue, statistics
 from notifier.storage.database import Connection, Db
 from notifier.web import schemas
@@ -269,7 +269,7 @@ class OneMailing(MailingPage):
         query = self.read_query(schemas.MessagesQuery, arguments)
         [mailing] = await shown(self.db, self.context, [await mailings.get(self.db, mailing_id)])
         numbers = await statistics.of_mailing(self.db, mailing_id)
-        hours = await queue.hours_open_at(self.db, [mailing_id]) if mailing.status_reason == "window" else {}
+        hours = await queue.hours_open_at(self.db, [mailing_id]) if mailing.status_reason == StatusReason.WINDOW else {}
         status = query["status"] and Status(query["status"])
         cursor = query["cursor"]
         latest = mailing.status in LIVE and status is None and cursor is None and not whole

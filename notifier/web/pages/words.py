@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from notifier import phones
-from notifier.models import BreakerState, GatewayState, MailingStatus, OnUnknown, Outcome, Reason, Status
+from notifier.models import BreakerState, GatewayState, MailingStatus, OnUnknown, Outcome, Reason, Status, StatusReason
 
 THIN = "\u202f"
 """A narrow space that does not break."""
@@ -38,17 +38,17 @@ STATUSES: dict[str, str] = {
 }
 
 MAILING_REASONS: dict[str, str] = {
-    "completed": "All messages are worked off.",
-    "ended": "Its end came; what was not sent by then has expired.",
-    "nobody_matched": "No client matched its filter: nobody was texted.",
-    "gateway_unconfigured": "Waits: no gateway is configured. Set GATEWAY_URL and start the service again.",
-    "gateway_paused": "Waits: the gateway is paused.",
-    "gateway_misconfigured": "Waits: the gateway refuses us. Put that right, then resume the gateway.",
-    "gateway_unavailable": "Waits: the gateway is out of order. One request tries it now and then.",
-    "gateway_throttled": "Waits: the gateway asked for a pause.",
-    "paused_by_settings": "Waits: the whole service is paused by its settings (PAUSE_ALL).",
-    "held_as_copy": "Waits: this database looks like a copy, and was not released.",
-    "window": "Waits for the clients' local hours.",
+    StatusReason.COMPLETED: "All messages are worked off.",
+    StatusReason.ENDED: "Its end came; what was not sent by then has expired.",
+    StatusReason.NOBODY_MATCHED: "No client matched its filter: nobody was texted.",
+    StatusReason.GATEWAY_UNCONFIGURED: "Waits: no gateway is configured. Set GATEWAY_URL and start the service again.",
+    StatusReason.GATEWAY_PAUSED: "Waits: the gateway is paused.",
+    StatusReason.GATEWAY_MISCONFIGURED: "Waits: the gateway refuses us. Put that right, then resume the gateway.",
+    StatusReason.GATEWAY_UNAVAILABLE: "Waits: the gateway is out of order. One request tries it now and then.",
+    StatusReason.GATEWAY_THROTTLED: "Waits: the gateway asked for a pause.",
+    StatusReason.PAUSED_BY_SETTINGS: "Waits: the whole service is paused by its settings (PAUSE_ALL).",
+    StatusReason.HELD_AS_COPY: "Waits: this database looks like a copy, and was not released.",
+    StatusReason.WINDOW: "Waits for the clients' local hours.",
 }
 
 REASONS: dict[str, str] = {
