@@ -13,7 +13,7 @@ import asyncpg
 import click
 from rich.console import Console
 from rich.progress import FileSizeColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from notifier import __version__, app, install, settings, simulator
 from notifier.demo import command as demo
@@ -239,7 +239,7 @@ def check() -> None:
     except SettingsError as error:
         errors, rows, warnings = error.errors, error.rows, []
     click.echo(f"settings file: {env_file or 'none'}")
-    table = Table("setting", "value", "from")
+    table = Table("setting", Column("value", overflow="fold"), "from")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

@@ -131,6 +131,15 @@ def test_config_check_shows_every_setting_without_secrets(tmp_path: Path) -> Non
     assert "default" in next(line for line in ended.stdout.splitlines() if "SHUTDOWN_GRACE" in line)
 
 
+def test_config_check_shows_long_values_whole(tmp_path: Path) -> None:
+    """In 80 columns, which a pipe has, and whoever reads a log of it."""
+    address = "https://gateway-of-the-tests.example.com:8443/" + "/".join(["sms"] * 12)
+    ended = run(tmp_path, "config", "check", GATEWAY_URL=address, GATEWAY_TOKEN=TOKEN, COLUMNS="80")
+    assert ended.returncode == 0, ended.stderr
+    values = [line.split("│")[2].strip() for line in ended.stdout.splitlines() if line.startswith("│")]
+    assert address in "".join(values)
+
+
 def test_config_check_shows_the_settings_beside_the_errors(tmp_path: Path) -> None:
     ended = run(tmp_path, "config", "check", BOOTSTRAP_TOKEN="short", PORT="eighty", GATEWAY_RATE="50")
     assert ended.returncode == 2
