@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 from zoneinfo import ZoneInfo
 
 from dotenv.parser import parse_stream
@@ -641,13 +641,11 @@ def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> li
 
 
 def _unverified(url: str) -> list[str]:
-    """Return the hosts of a database's address whose certificate nobody looks at, those of this machine left out."""
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query))
-    if query.get("sslmode", os.environ.get("PGSSLMODE")) == "verify-full":
+    """Return the servers of a database's address whose certificate nobody looks at, those of this machine left out."""
+    found = address.parse(url)
+    if found.words.get("sslmode") == "verify-full":
         return []
-    hosts = query.get("host") or unquote(parts.netloc.rpartition("@")[2])
-    return [host for host in hosts.split(",") if host and not host.startswith(("/", "@")) and not is_loopback(host)]
+    return [str(place) for place in found.places if not (place.host.startswith("/") or is_loopback(place.host))]
 
 
 def _shown(value: object, secret: bool) -> str:

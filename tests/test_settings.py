@@ -331,6 +331,7 @@ def test_blanks_and_line_ends_around_a_secret_are_taken_off_wherever_it_stands(t
         ({"DATABASE_URL": f"{POSTGRES}?sslmode=verify-full"}, []),
         ({"DATABASE_URL": "postgresql://u@localhost,db.example.com:5433/n"}, ["DATABASE_URL"]),
         ({"DATABASE_URL": "postgresql://u@127.0.0.1/n?host=db.example.com"}, ["DATABASE_URL"]),
+        ({"DATABASE_URL": "postgresql://u@localhost/n?hostaddr=203.0.113.9"}, ["DATABASE_URL"]),
         ({"DATABASE_URL": "postgresql:///n?host=/run/postgresql"}, []),
         ({"DATABASE_URL": "postgresql://u:p@%2Frun%2Fpostgresql/n"}, []),
         ({"DATABASE_URL": "postgresql://u:p@[::1]:5432/n"}, []),
