@@ -17,6 +17,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from chaos.stage import PATIENCE, until
 from notifier.simulator import Simulator, read_ledger
+from tests.web.test_contrast import contrast
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -179,6 +180,78 @@ def test_a_running_mailing_is_paused_resumed_and_cancelled_in_the_page(page: Pag
     expect(page.locator("h1 .badge")).to_have_text("Cancelled")
     page.get_by_role("link", name=re.compile("Cancelled [0-9]+")).click()
     expect(page.locator("tbody .badge").first).to_have_text("Cancelled")
+
+
+def test_what_a_tile_shows_stays_within_it(page: Page, service: str) -> None:
+    """Also times like "7 min 48 s"."""
+    add_clients(service, 1000)
+    log_in(page)
+    page.goto("/admin/gateways/default")
+    page.get_by_label("Messages a second").fill("2")
+    page.get_by_role("button", name="Save").click()
+    page.goto("/admin/mailings/new")
+    page.get_by_label("Text").fill("To all of you.")
+    page.get_by_label("Everybody").check()
+    page.get_by_role("button", name="Make and start").click()
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator(".tile", has_text="Left")).to_contain_text(re.compile(r"[0-9]+\smin\s[0-9]+\ss"))
+    for width in (1280, 1000, 700, 390, 320):
+        page.set_viewport_size({"width": width, "height": 800})
+        for tile in page.locator(".tile").all():
+            assert tile.evaluate("e => e.scrollWidth <= e.clientWidth"), (width, tile.inner_text())
+
+
+def test_the_skip_link_lies_over_everything_and_leads_to_the_content(page: Page) -> None:
+    log_in(page)
+    page.reload()
+    page.keyboard.press("Tab")
+    skip = page.get_by_role("link", name="Skip to the content")
+    expect(skip).to_be_focused()
+    skip.evaluate("e => e.blur()")
+    # opaque at once, so that the logo below does not mix with it
+    assert skip.evaluate("e => { e.focus(); return getComputedStyle(e).backgroundColor; }").startswith("rgb(")
+    on_top = """e => { const box = e.getBoundingClientRect();
+      return [0.05, 0.5, 0.95].every(at => e.contains(
+        document.elementFromPoint(box.left + at * box.width, box.top + box.height / 2))); }"""
+    assert skip.evaluate(on_top)
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+
+
+def test_a_tag_can_be_read_in_both_schemes(page: Page, service: str) -> None:
+    add_clients(service, 1)
+    log_in(page)
+    colours = "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.goto("/admin/clients")
+        shown = page.locator(".tag").first.evaluate(colours)
+        hexes = ["#" + "".join(f"{int(part):02x}" for part in re.findall(r"\d+", each)[:3]) for each in shown]
+        assert contrast(*hexes) >= 4.5, (scheme, shown)
+
+
+def test_the_documentation_follows_the_scheme_and_has_a_way_back(page: Page) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    page.emulate_media(color_scheme="dark")
+    page.goto("/docs/")
+    expect(page.locator("html")).to_have_class(re.compile("dark-mode"))
+    dark = page.evaluate(ground)
+    page.emulate_media(color_scheme="light")
+    expect(page.locator("html")).not_to_have_class(re.compile("dark-mode"))
+    assert page.evaluate(ground) != dark
+    expect(page.locator(".opblock").first).to_be_visible()
+    page.get_by_role("link", name="Notifier").click()
+    expect(page.get_by_label("API token")).to_be_visible()
+
+
+def test_without_javascript_the_documentation_says_where_the_description_is(page: Page, service: str) -> None:
+    assert page.context.browser
+    plain = page.context.browser.new_context(java_script_enabled=False, base_url=service).new_page()
+    plain.goto("/docs/")
+    link = plain.locator("noscript a")
+    expect(link).to_be_visible()
+    link.click()
+    assert plain.url.endswith("/openapi.json")
 
 
 def test_no_page_is_wider_than_its_screen_and_every_field_has_a_label(page: Page, service: str) -> None:

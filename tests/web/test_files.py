@@ -64,6 +64,15 @@ async def test_pages_name_the_version(api: Api) -> None:
             assert headers["Cache-Control"].endswith("immutable"), address
 
 
+def test_no_file_is_served_that_no_page_uses() -> None:
+    """Licences and versions stand beside what they are of."""
+    root = files.STATIC.parent
+    pages = [*(root / "templates").rglob("*.html"), files.STATIC / "docs" / "index.html"]
+    used = " ".join(page.read_text(encoding="utf-8") for page in pages)
+    beside = ("LICENSE", "NOTICE", "VERSION", ".LICENSE.txt", "index.html")
+    assert [path for path in files.files() if path not in used and not path.endswith(beside)] == []
+
+
 async def test_no_file_but_those_below_static(api: Api) -> None:
     for path in ("../server.py", "%2e%2e/server.py", "..%2f..%2fetc/passwd", "", "docs", "none.js", "docs/docs.js%00"):
         reply = await api.get(f"//static/{path}")

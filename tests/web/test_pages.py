@@ -262,6 +262,7 @@ async def test_a_database_that_is_away_is_told(browser: Browser, db: Pool) -> No
         page = await browser.get(path)
         assert (page.status, page.headers["Retry-After"]) == (503, "2")
         assert "Nothing is lost" in page.text
+        assert page.html.partition("<main")[2].count("The database is away") == 1
 
 
 # ---- mailings
@@ -987,6 +988,56 @@ async def test_a_client_page_carries_only_the_zones_in_use(browser: Browser, db:
     await db.execute("UPDATE clients SET timezone = 'Asia/Omsk'")
     for path in (f"/admin/clients/{client_id}", "/admin/clients/new"):
         assert re.findall('<option value="([^"]*)"', (await browser.get(path)).html) == ["Asia/Omsk"]
+
+
+async def test_a_client_page_says_once_what_an_empty_zone_is(make_api: MakeApi) -> None:
+    browser = await Browser(make_api(default_timezone="Europe/Moscow")).log_in()
+    hint = (await browser.get("/admin/clients/new")).html.partition('id="timezone-hint">')[2].partition("</small>")[0]
+    assert hint.count("Europe/Moscow") == 1
+    assert "Empty: Europe/Moscow" in hint
+
+
+@pytest.mark.parametrize("how", ["pause", "cancel", "429"])
+async def test_speed_and_time_left_stand_still_for_nobody(browser: Browser, db: Pool, how: str) -> None:
+    """They are those of the last ten seconds, so what has just stopped would go on with them."""
+    await browser.log_in()
+    mailing_id = await insert_everything(db, "running")
+    path = f"/admin/mailings/{mailing_id}"
+    await db.execute(
+        """
+        INSERT INTO series
+        VALUES ($1, 0, to_timestamp(10 * floor(extract(epoch FROM now()) / 10)), 90, 0)
+        """,
+        mailing_id,
+    )
+    live = (await browser.get(path)).text
+    assert re.search(r"A second [1-9]", live)
+    assert "Left –" not in live
+    if how == "429":
+        await gateways.throttle(db, "default", 60, await mailings.clock(db))
+    else:
+        await mailings.act(db, mailing_id, how)
+    stopped = (await browser.get(path)).text
+    if how == "cancel":
+        assert "A second" not in stopped
+        assert "Left" not in stopped
+    else:
+        assert "A second 0 Left –" in stopped
+
+
+async def test_a_late_start_is_told(browser: Browser, db: Pool) -> None:
+    """It was due while nothing ran."""
+    await browser.log_in()
+    path = f"/admin/mailings/{await insert_mailing(db, 'scheduled')}"
+    await db.execute("UPDATE mailings SET starts_at = now() - interval '5 h', planned = false")
+    page = (await browser.get(path)).text.replace("\xa0", " ")
+    assert "for 5 h: it starts as soon as a process that sends is running." in page
+    await db.execute(
+        "UPDATE mailings SET status = 'running', horizon = 0, started_at = starts_at + interval '5 h 2 min'"
+    )
+    assert "5 h 2 min later" in (await browser.get(path)).text.replace("\xa0", " ")
+    await db.execute("UPDATE mailings SET started_at = starts_at + interval '1 s'")
+    assert "later" not in (await browser.get(path)).text
 
 
 async def test_what_stops_a_gateway_is_said_once(browser: Browser, db: Pool) -> None:

@@ -63,6 +63,7 @@ ENVIRONMENT.filters |= {
     "status": words.status,
     "span": words.span,
     "until": words.until,
+    "since": words.since,
     "size": words.size,
 }
 

@@ -174,6 +174,11 @@ def until(value: datetime) -> str:
     return span(value - datetime.now(UTC))
 
 
+def since(value: datetime) -> str:
+    """How long ago a time was."""
+    return span(datetime.now(UTC) - value)
+
+
 def phone(value: int | None) -> str:
     """``+7 916 123-45-67``."""
     return "" if value is None else phones.show(value)
