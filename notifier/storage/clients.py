@@ -20,6 +20,15 @@ PIECE = 1000
 _SELECT = """
     SELECT id, phone, operator_code, tags, timezone, attributes, version, created_at, updated_at FROM clients
 """
+# What the ledger tells of the clients in ``gone``.
+_ERASED = """
+        erased AS (
+            UPDATE attempts SET phone = NULL, detail = NULL, reference = NULL
+            FROM gone JOIN messages ON messages.client_id = gone.client_id
+            WHERE attempts.message_id = messages.id
+              AND (attempts.phone IS NOT NULL OR attempts.detail IS NOT NULL OR attempts.reference IS NOT NULL)
+        )
+"""
 
 
 async def create(
@@ -204,18 +213,13 @@ async def delete(db: Db, client_id: int, *, if_match: int | None = None) -> None
     The messages stay. Raises ``NotFound`` and ``Stale``.
     """
     gone = await db.fetchval(
-        """
+        f"""
         WITH gone AS (
-            DELETE FROM clients WHERE id = $1 AND ($2::int IS NULL OR version = $2) RETURNING id
-        ), erased AS (
-            UPDATE attempts SET phone = NULL, detail = NULL, reference = NULL
-            FROM gone JOIN messages ON messages.client_id = gone.id
-            WHERE attempts.message_id = messages.id
-              AND (attempts.phone IS NOT NULL OR attempts.detail IS NOT NULL OR attempts.reference IS NOT NULL)
-        ), noted AS (
-            INSERT INTO erasures (client_id) SELECT id FROM gone
+            DELETE FROM clients WHERE id = $1 AND ($2::int IS NULL OR version = $2) RETURNING id AS client_id
+        ), {_ERASED}, noted AS (
+            INSERT INTO erasures (client_id) SELECT client_id FROM gone
         )
-        SELECT id FROM gone
+        SELECT client_id FROM gone
         """,
         client_id,
         if_match,
@@ -231,18 +235,13 @@ async def erase_again(db: Db, after: float) -> int:
     Returns how many clients these were, `PIECE` at most: then there may be more.
     """
     rows = await db.fetch(
-        """
+        f"""
         WITH gone AS (
             DELETE FROM erasures WHERE client_id IN (
                 SELECT client_id FROM erasures WHERE at < now() - $1 * interval '1 second'
                 LIMIT $2 FOR UPDATE SKIP LOCKED)
             RETURNING client_id
-        ), erased AS (
-            UPDATE attempts SET phone = NULL, detail = NULL, reference = NULL
-            FROM gone JOIN messages ON messages.client_id = gone.client_id
-            WHERE attempts.message_id = messages.id
-              AND (attempts.phone IS NOT NULL OR attempts.detail IS NOT NULL OR attempts.reference IS NOT NULL)
-        )
+        ), {_ERASED}
         SELECT client_id FROM gone
         """,
         float(after),

@@ -309,10 +309,15 @@ def _apply(backend: Any, migration: Any) -> None:
 def migration_status(dsn: str, folder: Path = MIGRATIONS) -> list[tuple[str, bool]]:
     """Return every migration in order, and whether it is applied; changes nothing."""
     with psycopg.connect(address.parse(dsn).conninfo()) as connection:
-        known = connection.execute("SELECT to_regclass('_yoyo_migration') IS NOT NULL").fetchone()
-        rows = connection.execute("SELECT migration_id FROM _yoyo_migration").fetchall() if known == (True,) else []
-    applied = {row[0] for row in rows}
-    return [(name, name in applied) for name in _names(folder)]
+        done = applied(connection)
+    return [(name, name in done) for name in _names(folder)]
+
+
+def applied(connection: psycopg.Connection[tuple[Any, ...]]) -> list[str]:
+    """Return the names of the applied migrations in order; none where the schema is not ours."""
+    if connection.execute("SELECT to_regclass('_yoyo_migration') IS NOT NULL").fetchone() != (True,):
+        return []
+    return [row[0] for row in connection.execute("SELECT migration_id FROM _yoyo_migration ORDER BY migration_id")]
 
 
 def _names(folder: Path) -> list[str]:

@@ -69,7 +69,7 @@ def dump(dsn: str, path: Path, progress: Progress) -> Moved:
 def _dump(dsn: str, file: Any, progress: Progress) -> Moved:
     with _unlimited(dsn) as connection, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        migrations = _migrations(connection)
+        migrations = database.applied(connection)
         if not migrations:
             raise NotifierError("there is nothing to dump: the database has no schema of ours")
         tables, rows = _tables(connection), {}
@@ -170,13 +170,6 @@ def _unlimited(dsn: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         connection.execute(database.unlimited(local=False))
         connection.autocommit = False
         yield connection
-
-
-def _migrations(connection: psycopg.Connection[tuple[Any, ...]]) -> list[str]:
-    found = connection.execute("SELECT to_regclass('_yoyo_migration') IS NOT NULL").fetchone()
-    if found != (True,):
-        return []
-    return [row[0] for row in connection.execute("SELECT migration_id FROM _yoyo_migration ORDER BY migration_id")]
 
 
 def _tables(connection: psycopg.Connection[tuple[Any, ...]]) -> dict[str, list[str]]:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from notifier.models import Message, Status
+from notifier.models import Status
 from notifier.storage import ledger, messages
 from notifier.storage.idempotency import Answer
 from notifier.web import schemas
 from notifier.web.base import Handler, operation
 
 
-class MessageHandler(Handler):
-    """What the handlers of messages share."""
-
+class MailingMessages(Handler):
     TAG = "Messages"
 
-    def answer_messages(self, page: list[Message], following: messages.Cursor | None) -> None:
-        """Answer with a page."""
-        self.answer_page(page, following)
-
-
-class MailingMessages(MessageHandler):
     @operation(
         "listMailingMessages", query=schemas.MessagesQuery, answer=schemas.page_of(schemas.MessageOut), errors=(404,)
     )
@@ -30,31 +22,37 @@ class MailingMessages(MessageHandler):
         or empty, and go on.
         """
         status = self.params["status"]
-        self.answer_messages(
+        self.answer_page(
             *await messages.of_mailing(
                 self.db, mailing_id, status and Status(status), self.params["cursor"], self.params["limit"]
             )
         )
 
 
-class ClientMessages(MessageHandler):
+class ClientMessages(Handler):
+    TAG = "Messages"
+
     @operation("listClientMessages", query=schemas.PageQuery, answer=schemas.page_of(schemas.MessageOut), errors=(404,))
     async def get(self, client_id: int) -> None:
         """List what a client was sent, or shall be, newest first.
 
         The messages outlive the client, without the phone.
         """
-        self.answer_messages(*await messages.of_client(self.db, client_id, self.params["cursor"], self.params["limit"]))
+        self.answer_page(*await messages.of_client(self.db, client_id, self.params["cursor"], self.params["limit"]))
 
 
-class OneMessage(MessageHandler):
+class OneMessage(Handler):
+    TAG = "Messages"
+
     @operation("getMessage", answer=schemas.MessageWithTimelineOut, errors=(404,))
     async def get(self, message_id: int) -> None:
         """Show a message with its timeline."""
         self.answer(await messages.get(self.db, message_id))
 
 
-class MessageResolve(MessageHandler):
+class MessageResolve(Handler):
+    TAG = "Messages"
+
     @operation(
         "resolveMessage",
         body=schemas.ResolveIn,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from notifier.storage import statistics
+from notifier.storage.database import transaction
 from notifier.web import schemas
 from notifier.web.base import Handler, operation
 
@@ -27,10 +28,7 @@ class Overview(Handler):
         Deleted mailings are left out. Archived ones count in the totals, and the page shows them with `archived=true`.
         """
         limit, cursor, archived = (self.params[name] for name in ("limit", "cursor", "archived"))
-        async with (
-            self.context.db.acquire() as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
-        ):
+        async with transaction(self.context.db, snapshot=True) as connection:
             totals = await statistics.totals(connection)
             lines = await statistics.of_mailings(
                 connection, cursor[0] if cursor else None, limit + 1, archived=archived

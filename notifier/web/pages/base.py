@@ -171,6 +171,22 @@ class Form:
             if len(self.errors.get(name, ())) < TOLD:
                 self.refuse(name, _sentence(problem.detail, _member(body, pointer)))
 
+    def check(self, schema: type[schemas.Strict], fields: Mapping[str, str], body: dict[str, Any]) -> dict[str, Any]:
+        """Return what the schema makes of the body. Raises ``Invalid``, with the form's errors filled in.
+
+        A field that was refused before is not blamed twice; ``fields`` as for `blame`.
+        """
+        refused = set(self.errors)
+        try:
+            loaded = schemas.load(schema, body)
+        except Invalid as error:
+            found = [each for each in error.problems if each.at.removeprefix("/") not in refused]
+            self.blame(Invalid(found), fields, body)
+            raise
+        if self.errors:
+            raise Invalid([])
+        return loaded
+
 
 # What is said of JSON, said of a form.
 SAID_OF_A_FORM = {

@@ -74,17 +74,6 @@ class ClientPage(Page):
         }
         return body | ({"operator_code": values["operator_code"]} if values["operator_code"] else {})
 
-    def check(self, schema: type[schemas.Strict], form: Form, body: dict[str, Any]) -> dict[str, Any]:
-        """Return what the schema makes of the body. Raises ``Invalid``, with the form's errors filled in."""
-        try:
-            loaded = schemas.load(schema, body)
-        except Invalid as error:
-            form.blame(error, {}, body)
-            raise
-        if form.errors:
-            raise Invalid([])
-        return loaded
-
     def refuse_phone(self, form: Form, error: PhoneTaken) -> None:
         """Say who has the phone."""
         link = Markup('Another client has this phone: <a href="{}/admin/clients/{}">client {}</a>.')
@@ -131,7 +120,7 @@ class Clients(ClientPage):
         form = Form(self.typed(*FIELDS))
 
         async def create(connection: Connection) -> str:
-            client = await clients.create(connection, **self.check(schemas.ClientIn, form, self.read(form)))
+            client = await clients.create(connection, **form.check(schemas.ClientIn, {}, self.read(form)))
             return f"/admin/clients/{client.id}"
 
         try:
@@ -167,7 +156,7 @@ class OneClient(ClientPage):
             body = changes(form, self.form_of(client), {}, given)
             if not form.values["operator_code"]:  # a phone brings its own
                 body["phone"] = given["phone"]
-            loaded = self.check(schemas.ClientEditIn, form, body)
+            loaded = form.check(schemas.ClientEditIn, {}, body)
             client = await clients.edit(self.db, client_id, loaded, if_match=client.version)
         except Invalid as error:
             if not form.errors:

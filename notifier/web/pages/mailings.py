@@ -122,19 +122,6 @@ class MailingPage(Page):
         body["priority"] = int(number) if number.removeprefix("-").isdecimal() and len(number) < 5 else number
         return body
 
-    def check(self, schema: type[schemas.Strict], form: Form, body: dict[str, Any]) -> dict[str, Any]:
-        """Return what the schema makes of the body. Raises ``Invalid``, with the form's errors filled in."""
-        known = set(form.errors)
-        try:
-            loaded = schemas.load(schema, body)
-        except Invalid as error:
-            kept = [p for p in error.problems if p.at.removeprefix("/") not in known]
-            form.blame(Invalid(kept), POINTERS, body)
-            raise
-        if form.errors:
-            raise Invalid([])
-        return loaded
-
     def show_form(self, form: Form, *, mailing: Mailing | None = None, fixed: bool = False, once: str = "") -> None:
         """Answer with the form, for ``mailing`` or a new one, whose key is ``once`` where it has one already."""
         self.show(
@@ -222,7 +209,9 @@ class Mailings(MailingPage):
 
         async def create(connection: Connection) -> Mailing:
             body = self.read(form)
-            return await mailings.create(connection, **self.check(schemas.MailingIn, form, {**body, "draft": draft}))
+            return await mailings.create(
+                connection, **form.check(schemas.MailingIn, POINTERS, {**body, "draft": draft})
+            )
 
         async def create_path(connection: Connection) -> str:
             return f"/admin/mailings/{(await create(connection)).id}"
@@ -323,7 +312,7 @@ class EditMailing(MailingPage):
             if self.version() != mailing.version:
                 raise Stale
             body = changes(form, before, KEYS, self.read(form))
-            loaded = self.check(schemas.MailingEditIn, form, body)
+            loaded = form.check(schemas.MailingEditIn, POINTERS, body)
             mailing = await mailings.edit(self.db, mailing_id, loaded, if_match=mailing.version)
         except Invalid as error:
             if not form.errors:
