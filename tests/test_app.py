@@ -21,7 +21,8 @@ import pytest
 from chaos.proxy import Proxy
 from chaos.stage import PATIENCE
 from notifier import app
-from notifier.delivery.gateway import Answer, Gateway
+from notifier.delivery.answers import Answer
+from notifier.delivery.gateway import Gateway
 from notifier.models import Outcome, Reason
 from notifier.settings import Settings
 from notifier.simulator import Simulator

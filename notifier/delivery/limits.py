@@ -14,8 +14,8 @@ from typing import Any
 import structlog
 
 from notifier import telemetry
+from notifier.delivery.answers import Answer
 from notifier.delivery.clock import Clock
-from notifier.delivery.gateway import Answer
 from notifier.models import BreakerState, GatewayState, Outcome, Reason
 from notifier.storage import gateways, queue
 from notifier.storage.database import Db

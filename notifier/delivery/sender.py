@@ -22,8 +22,9 @@ import structlog
 
 from notifier import telemetry, windows
 from notifier.delivery import backoff
+from notifier.delivery.answers import Answer, has_it_already
 from notifier.delivery.clock import Clock
-from notifier.delivery.gateway import Answer, Gateway, has_it_already
+from notifier.delivery.gateway import Gateway
 from notifier.delivery.limits import Limits
 from notifier.errors import Stale
 from notifier.models import MailingStatus, OnUnknown, Outcome, Reason, Standing

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from notifier.delivery.gateway import Answer, Gateway
+from notifier.delivery.answers import Answer
+from notifier.delivery.gateway import Gateway
 from notifier.delivery.http import Wire
 from notifier.models import Outcome, Reason
 from tests.conftest import poll_until
