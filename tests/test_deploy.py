@@ -315,6 +315,9 @@ def test_compose_shuts_what_need_not_be_open() -> None:
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["ulimits"]["nofile"] >= 65536, name
     assert services["notifier"]["ports"] == ["127.0.0.1:${PORTS:-8080-8081}:8080"]
+    passwords = re.findall(r"\$\{POSTGRES_PASSWORD.*?\}", COMPOSE.read_text())
+    assert len(passwords) == 2
+    assert all(each.startswith("${POSTGRES_PASSWORD:?") for each in passwords)  # none that everybody knows
 
 
 def test_compose_has_a_postgresql_that_github_tests_with() -> None:
