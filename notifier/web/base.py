@@ -1,4 +1,4 @@
-"""What every answer has in common: the envelope, who may call, errors, ETags, pages and repeated requests.
+"""What every answer has in common: the envelope, who may call, ETags, pages and repeated requests.
 
 A handler's verb is a function with an `operation`, which says what comes in and what goes out; the same words check
 the request, shape the answer and become the OpenAPI document. By the time the verb runs, the token is known to
@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
-from http import HTTPStatus
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
@@ -27,11 +26,21 @@ from marshmallow import Schema
 from notifier import errors, telemetry
 from notifier.models import INT64_MAX
 from notifier.storage import idempotency
-from notifier.storage.database import AWAY, DISTURBED, Connection, Db, Pool, transaction
+from notifier.storage.database import Connection, Db, Pool, transaction
 from notifier.storage.installation import Hold
 from notifier.web import schemas
 from notifier.web.addresses import Network, PublicUrl, client_of, network_of
-from notifier.web.budgets import Budget, Busy, LargeBodies, Sparingly
+from notifier.web.budgets import FAILURES_MAX, Budget, Busy, LargeBodies, Sparingly
+from notifier.web.problems import (
+    BadRequest,
+    Encoded,
+    Forbidden,
+    Misdirected,
+    TooLarge,
+    TooMany,
+    Unauthorized,
+    problem_of,
+)
 
 SMALL_BODY = 64 * 1024
 """Bytes that are read before anybody asks whose they are: as much as a head may have."""
@@ -41,8 +50,6 @@ LARGE = 64 * 1024
 """Bytes of JSON from which on a thread parses it, so that the loop goes on (8 MB take 0.2 s)."""
 PATH_SHOWN, PART_MAX = 200, 1024
 """Characters of a path that are logged, and that one part of it may have: no name here is longer."""
-FAILURES_MAX = 60
-"""Wrong tokens a minute and address, of calls and log-ins together; beyond they get 429. A right one always enters."""
 RETRY_AFTER = 2
 """Seconds after which a client may try again while the database is away."""
 INT32_MAX = 2**31 - 1
@@ -136,123 +143,6 @@ class Context:
     failures: Budget = field(default_factory=partial(Budget, FAILURES_MAX))
     strangers: Sparingly = field(default_factory=Sparingly)
     large_bodies: LargeBodies = field(default_factory=LargeBodies)
-
-
-# ---- errors → HTTP
-
-
-class BadRequest(errors.NotifierError):
-    """The request cannot be understood."""
-
-
-class Misdirected(errors.NotifierError):
-    """This is not the host under which the service is reached."""
-
-    def __init__(self, host: str, url: str) -> None:
-        super().__init__(
-            f"This service is {url}, and this request is for {host[:100]!r}. Call that address; if you did, its proxy"
-            " does not pass the header Host on."
-        )
-
-
-class TooLarge(errors.NotifierError):
-    """The body is too large."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__(
-            f"The body is over {most // BODY} MB." if most >= BODY else f"The body is over {most // 1024} KB."
-        )
-
-
-class Encoded(errors.NotifierError):
-    """Bodies with a Content-Encoding are not taken: send the JSON as it is."""
-
-
-class Unauthorized(errors.NotifierError):
-    """A token is needed: Authorization: Bearer …"""
-
-
-class Forbidden(errors.NotifierError):
-    """The token does not allow this."""
-
-
-class TooMany(errors.NotifierError):
-    """Too many wrong tokens came from this address; ``seconds`` until another may be tried."""
-
-    def __init__(self, seconds: int) -> None:
-        super().__init__(
-            f"More than {FAILURES_MAX} wrong tokens a minute came from your address. Wait {seconds} s; a right one"
-            " enters at once."
-        )
-        self.seconds = seconds
-
-
-# The first class that fits: those below stand before those above them in the tree.
-STATUS_OF: dict[type[BaseException], tuple[int, str, str]] = {
-    schemas.TooMuch: (413, "too-large", "The body is too large"),
-    schemas.Unparsable: (400, "unparsable", "The body cannot be parsed"),
-    BadRequest: (400, "bad-request", "The request cannot be understood"),
-    Unauthorized: (401, "unauthorized", "A valid token is needed"),
-    Forbidden: (403, "forbidden", "The token does not allow this"),
-    errors.NotFound: (404, "not-found", "There is no such thing"),
-    errors.PhoneTaken: (409, "phone-taken", "Another client has this phone"),
-    errors.IllegalTransition: (409, "illegal-transition", "The status does not allow this"),
-    errors.Conflict: (409, "conflict", "The present state does not allow this"),
-    errors.Stale: (412, "stale", "The resource was changed meanwhile"),
-    Misdirected: (421, "misdirected", "Another host is meant"),
-    TooLarge: (413, "too-large", "The body is too large"),
-    Encoded: (415, "encoded", "The body is encoded"),
-    errors.Invalid: (422, "invalid", "The input is not acceptable"),
-    TooMany: (429, "too-many-failures", "Too many wrong tokens"),
-    errors.Unavailable: (503, "unavailable", "The database is away"),
-    Busy: (503, "busy", "Too much has come at once"),
-}
-
-
-def problem_of(error: BaseException | None, status: int = 500) -> dict[str, Any]:
-    """Return the problem (RFC 9457, without its ``request_id``) that tells a client of ``error``.
-
-    ``status`` is what to say where there is no error, or one that is none of ours. Nothing of an unforeseen error is
-    told.
-    """
-    for known, (code, kind, title) in STATUS_OF.items():
-        if isinstance(error, known):
-            problem = {
-                "type": f"urn:notifier:{kind}",
-                "title": title,
-                "status": code,
-                "detail": str(error),
-            }
-            if isinstance(error, errors.PhoneTaken):
-                problem["client_id"] = error.client_id
-            if isinstance(error, errors.Invalid):
-                problem["errors"] = [
-                    {"parameter" if each.parameter else "pointer": each.at, "detail": each.detail}
-                    for each in error.problems
-                ]
-                problem["detail"] = "; ".join(f"{each.at or 'the body'}: {each.detail}" for each in error.problems[:5])
-            return problem
-    if is_away(error):
-        return problem_of(errors.Unavailable())
-    if isinstance(error, tornado.web.HTTPError):
-        status = error.status_code
-    try:
-        title = HTTPStatus(status).phrase
-    except ValueError:
-        title = "Error"
-    detail = {
-        400: "The request cannot be understood.",
-        403: "This is not allowed from here.",
-        404: "There is nothing at this address.",
-        405: "This address does not take this method; Allow lists those it takes.",
-        500: "Something went wrong on our side; the log has it under this request_id.",
-    }.get(status, f"{title}.")
-    return {"type": "about:blank", "title": title, "status": status, "detail": detail}
-
-
-def is_away(error: BaseException | None) -> bool:
-    """Whether ``error`` says that the database cannot serve now; the same call may succeed later."""
-    return isinstance(error, (*AWAY, *DISTURBED))
 
 
 # ---- operations

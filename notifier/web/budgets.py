@@ -13,6 +13,8 @@ import structlog
 from notifier.errors import NotifierError
 
 MINUTE = 60.0
+FAILURES_MAX = 60
+"""Wrong tokens a minute and address, of calls and log-ins together; beyond they get 429. A right one always enters."""
 ADDRESSES_MAX = 10_000
 """Addresses that are remembered: about 2 MB."""
 TURN_WAIT, TURN_BYTES = 10.0, 64 * 1024 * 1024

@@ -13,7 +13,8 @@ from notifier.errors import Invalid, Problem
 from notifier.storage import clients
 from notifier.storage.idempotency import Answer
 from notifier.web import schemas
-from notifier.web.base import LARGEST_BODY, Handler, operation, problem_of
+from notifier.web.base import LARGEST_BODY, Handler, operation
+from notifier.web.problems import problem_of
 
 ANNA = {
     "phone": "+7 916 123-45-67",

@@ -45,10 +45,9 @@ from notifier.web.base import (
     SMALL_BODY,
     Base,
     Context,
-    TooLarge,
-    problem_of,
     safe_headers,
 )
+from notifier.web.problems import TooLarge, problem_of
 
 HEAD = 16 * 1024
 """Bytes a request's head may have: twice what nginx lets through by default."""

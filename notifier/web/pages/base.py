@@ -26,8 +26,9 @@ from notifier.storage import idempotency, sessions
 from notifier.storage.database import AWAY, Connection
 from notifier.web import base, files, schemas
 from notifier.web.addresses import as_in_origin
-from notifier.web.base import PUBLIC, Base, Caller, Forbidden, Unauthorized, digest_of, path_value, problem_of
+from notifier.web.base import PUBLIC, Base, Caller, digest_of, path_value
 from notifier.web.pages import words
+from notifier.web.problems import Forbidden, Unauthorized, problem_of
 
 TEMPLATES = install.assets("templates")
 # Pico draws its arrows and ticks from data: URLs.

@@ -6,8 +6,9 @@ from urllib.parse import unquote
 
 import structlog
 
-from notifier.web.base import TooMany, digest_of
+from notifier.web.base import digest_of
 from notifier.web.pages.base import HOME, Form, Page
+from notifier.web.problems import TooMany
 
 KEPT = "kept-"
 """Before the name of a field that is carried along to be sent again."""
