@@ -355,7 +355,8 @@ class Settings:
     secret_key: str | None = _setting(
         _secret(SECRET_KEY_MIN),
         None,
-        f"signs cookies, encrypts stored secrets; at least {SECRET_KEY_MIN} characters; required with `DATABASE_URL`",
+        "signs cookies and what replicas compare of the gateway's token; "
+        f"at least {SECRET_KEY_MIN} characters; required with `DATABASE_URL`",
         secret=True,
         shown="made and kept in DATA_DIR when embedded",
     )
