@@ -205,8 +205,8 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
     """Serve in this process on the `bound` sockets until the block is left.
 
     The lines stand in the order of starting; stopping goes the other way: not ready any more but still answering, what
-    is in flight finished and recorded, the rest given back, then, when DRAIN_DELAY is over and all calls are answered,
-    deaf.
+    is in flight finished and recorded, the rest given back; when DRAIN_DELAY is over nobody is accepted any more, and
+    the calls under way are answered.
     """
     seen = ""
     for line in settings.warnings():

@@ -111,7 +111,10 @@ class Gateway:
             return answer
 
     def _reused(self) -> tuple[Wire | None, float]:
-        """The connection that was used last, so that what is not needed grows old; and how long it was idle."""
+        """The idle connection that was used last, and for how many seconds it was idle; None where there is none.
+
+        The last used, so that those beyond what is needed stay idle and are closed.
+        """
         now = self._loop.time()
         while self._idle:
             wire, idle_since = self._idle.pop()

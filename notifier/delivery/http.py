@@ -89,7 +89,7 @@ class Wire(asyncio.Protocol):
             raise
         finally:
             timer.cancel()
-            # All of them know us, or this frame: what they hold would wait for the collector of cycles.
+            # They refer to this object or frame: kept, the cycle and all it holds would wait for the garbage collector.
             self._waiter = self._parser = self._head = self._body = self._received = self._lenient = None
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ from notifier.storage.database import Connection, Db, Pool, transaction
 from notifier.storage.installation import Hold
 from notifier.web import schemas
 from notifier.web.addresses import Network, PublicUrl, client_of, network_of
-from notifier.web.budgets import FAILURES_MAX, Budget, Busy, LargeBodies, Sparingly
+from notifier.web.budgets import FAILURES_MAX, Budget, Busy, LargeBodies, LogLimit
 from notifier.web.problems import (
     BadRequest,
     Encoded,
@@ -124,7 +124,7 @@ class Context:
 
     ``wake`` tells the scheduler to look at once. ``hold`` says whether the database looks like a copy. ``ready`` says
     why requests should go elsewhere, or None.
-    ``proxies`` are the networks whose forwarding headers are believed. ``failures``, ``strangers`` and ``large_bodies``
+    ``proxies`` are the networks whose forwarding headers are believed. ``failures``, ``log_limit`` and ``large_bodies``
     bound wrong tokens by network, log lines that anybody can cause, and large bodies that are parsed.
     """
 
@@ -141,7 +141,7 @@ class Context:
     public: PublicUrl
     proxies: Collection[Network]
     failures: Budget = field(default_factory=partial(Budget, FAILURES_MAX))
-    strangers: Sparingly = field(default_factory=Sparingly)
+    log_limit: LogLimit = field(default_factory=LogLimit)
     large_bodies: LargeBodies = field(default_factory=LargeBodies)
 
 
@@ -361,7 +361,7 @@ class Base(tornado.web.RequestHandler):
 
     def note(self, event: str, **fields: Any) -> None:
         """Log what happened to who asks; not all of what strangers cause."""
-        if self.caller is not None or self.context.strangers.allows():
+        if self.caller is not None or self.context.log_limit.allows():
             log.warning(event, address=self.client.address, request_id=self.request_id, **fields)
 
     def count_failure(self, event: str) -> None:
@@ -596,7 +596,7 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
     status, caller = handler.get_status(), handler.caller
     quiet = status < 400 and handler.pattern in ("/healthz", "/readyz", "/metrics")
     strange = status < 500 and caller is None
-    if strange and not quiet and not handler.context.strangers.allows():
+    if strange and not quiet and not handler.context.log_limit.allows():
         return
     write = log.debug if quiet else log.error if status >= 500 else log.info
     write(

@@ -1,4 +1,4 @@
-"""What bounds those who ask: how often an address may fail, what is logged of strangers, large bodies at once."""
+"""What bounds callers: failures by address, log lines of calls without a token, large bodies parsed at once."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Budget:
         return max(1, math.ceil(ends - self._clock()))
 
 
-class Sparingly:
+class LogLimit:
     """Lines that anybody can cause, token or not: ``burst`` at once and ``rate`` a second; the others are counted."""
 
     def __init__(self, rate: float = 10.0, burst: int = 300, clock: Callable[[], float] = time.monotonic) -> None:

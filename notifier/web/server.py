@@ -289,7 +289,7 @@ class Server(HTTPServer):
         )
         self.most = most
         context: Context = application.settings["context"]
-        self._strangers = context.strangers
+        self._log_limit = context.log_limit
         self.safe_headers = safe_headers(context.public)
         self._loop = cast("Any", IOLoop.current()).asyncio_loop
         self.drained_at: float | None = None
@@ -381,7 +381,7 @@ class Server(HTTPServer):
     def refused(self, status: int, detail: str, address: str, request_id: str) -> None:
         """Note that a request could not be read."""
         telemetry.HTTP_REQUESTS.labels("other", "unreadable", str(status)).inc()
-        if self._strangers.allows():
+        if self._log_limit.allows():
             log.info("request refused", status=status, detail=detail, address=address, request_id=request_id)
 
     def linger(self, connection: socket.socket) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from structlog.typing import EventDict
 
-from notifier.web.budgets import ADDRESSES_MAX, MINUTE, Budget, Sparingly
+from notifier.web.budgets import ADDRESSES_MAX, MINUTE, Budget, LogLimit
 
 
 class Clock:
@@ -37,7 +37,7 @@ def test_what_is_remembered_is_bounded_and_the_newest_stay() -> None:
 
 def test_lines_are_so_many_at_once_and_a_second_and_the_others_are_counted(logs: list[EventDict]) -> None:
     clock = Clock()
-    lines = Sparingly(rate=2.0, burst=3, clock=clock)
+    lines = LogLimit(rate=2.0, burst=3, clock=clock)
     assert [lines.allows() for _ in range(5)] == [True, True, True, False, False]
     clock.now += 0.5
     assert [lines.allows() for _ in range(2)] == [True, False]

@@ -19,7 +19,7 @@ from chaos.stage import PATIENCE
 from notifier import telemetry
 from notifier.web import base, server
 from notifier.web.base import PUBLIC, SMALL_BODY, Base
-from notifier.web.budgets import Sparingly
+from notifier.web.budgets import LogLimit
 from notifier.web.routes import API, ROUTES, Route, make_application
 from tests.conftest import poll_until
 from tests.web.conftest import TOKEN, Api, MakeApi
@@ -340,7 +340,7 @@ async def test_a_large_answer_reaches_who_has_shut_its_side_down(slow: Api) -> N
 
 
 async def test_what_strangers_ask_is_not_logged_without_bound(make_api: MakeApi, logs: list[EventDict]) -> None:
-    api = make_api(strangers=Sparingly(rate=0.0, burst=300))
+    api = make_api(log_limit=LogLimit(rate=0.0, burst=300))
     api.token = "wrong"
     for _ in range(500):
         await api.get("/clients")
