@@ -7,7 +7,7 @@ WORKDIR /build
 RUN python -m venv /venv
 # Dependencies change seldom: a layer of their own. Every file is checked against its hash.
 COPY requirements requirements
-RUN /venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes \
+RUN /venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --require-hashes \
     -r requirements/server.txt -r requirements/build.txt
 COPY . .
 RUN /venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation . \

@@ -53,8 +53,8 @@ clean: ## remove what was installed and built; .data stays
 $(VENV)/.with-server: LAYERS = server build
 $(VENV)/.with-embedded: LAYERS = server build embedded
 $(VENV)/.with-test: LAYERS = server build embedded test
-$(VENV)/.with-peers: LAYERS = server build embedded peers
-$(VENV)/.with-pins: LAYERS = server build pins
+$(VENV)/.with-peers: LAYERS = server build embedded test peers
+$(VENV)/.with-pins: LAYERS = server build embedded test pins
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 $(VENV)/.with-%: setup.cfg setup.py pyproject.toml $(wildcard requirements/*.txt) $(if $(PREFIX),always)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -63,7 +63,7 @@ $(VENV)/.with-%: setup.cfg setup.py pyproject.toml $(wildcard requirements/*.txt
 	  echo "'$(PYTHON)' has no venv module. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing into $(VENV) ($(LAYERS)) …"
-	@$(PIP) install --require-hashes $(LAYERS:%=-r requirements/%.txt)
+	@$(PIP) install --no-deps --require-hashes $(LAYERS:%=-r requirements/%.txt)
 	@rm -rf build
 	@$(PIP) install --no-deps --no-build-isolation $(if $(PREFIX),,-e) .
 	@rm -rf build
