@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from urllib.parse import urlsplit
 
@@ -82,11 +83,10 @@ def client_of(request: HTTPServerRequest, proxies: Collection[Network]) -> Clien
     the client, and what stands before it anybody may have written. (Tornado's ``xheaders`` believes every peer, and
     ``X-Real-Ip`` more than the list.)
     """
-    address = parsed(request.remote_ip or "")
-    if address is None:  # a Unix socket
-        return Client(request.remote_ip or "", request.protocol)
-    if not _is_in(address, proxies):
-        return Client(str(address), request.protocol)
+    peer = request.remote_ip or ""
+    address = parsed(peer)
+    if address is None or not _is_in(address, proxies):  # None: a Unix socket
+        return _direct(peer, request.protocol)
     # Tornado has joined the header's lines with commas.
     for text in reversed(request.headers.get("X-Forwarded-For", "").split(",")[-HOPS_MAX:]):
         before = parsed(without_port(text.strip()))
@@ -97,6 +97,11 @@ def client_of(request: HTTPServerRequest, proxies: Collection[Network]) -> Clien
             break
     scheme = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2].strip().lower()
     return Client(str(address), scheme if scheme in ("http", "https") else request.protocol)
+
+
+@lru_cache(maxsize=4096)  # the same peers come again and again
+def _direct(peer: str, scheme: str) -> Client:
+    return Client(str(parsed(peer) or peer), scheme)
 
 
 def network_of(address: str) -> str:

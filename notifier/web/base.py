@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import re
-import uuid
+import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -301,7 +301,7 @@ class Base(tornado.web.RequestHandler):
         self.db: Db = self.context.db
         self.client = client_of(self.request, self.context.proxies)
         given = self.request.headers.get("X-Request-ID", "")
-        self.request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex
+        self.request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else secrets.token_hex(16)
         self.set_header("X-Request-ID", self.request_id)  # the first call had come before there was one
         self._wake = False
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 import tornado.web
-from tornado.routing import URLSpec
+from tornado.routing import PathMatches, URLSpec
 
 from notifier.web import (
     clients,
@@ -137,11 +137,20 @@ ROUTES: tuple[Route, ...] = (
 )
 
 
+def _grouped(routes: tuple[Route, ...]) -> list[Any]:
+    """Return the rules with those below a common prefix in a group, so that a request is held against few of them."""
+    groups: dict[str, list[URLSpec]] = {f"{API}/": [], "/admin/": [], "": []}
+    for route in routes:
+        groups[next(prefix for prefix in groups if route.path.startswith(prefix))].append(route.spec())
+    others = groups.pop("")
+    return [*((PathMatches(f"{prefix}.*"), specs) for prefix, specs in groups.items()), *others]
+
+
 def make_application(context: Context, routes: tuple[Route, ...] = ROUTES) -> Application:
     """Return the application, for a `Server`; our own files are read now."""
     files.docs()
     return Application(
-        [route.spec() for route in routes],
+        _grouped(routes),
         default_handler_class=NotFound,
         log_function=log_request,
         transforms=[compress.Gzip],
