@@ -1,3 +1,3 @@
 """Notifier: texts to many clients at the right time through an HTTP gateway nobody can trust."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

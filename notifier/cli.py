@@ -101,7 +101,7 @@ def _as_it_is(loaded: settings.Settings) -> Iterator[str]:
 
 
 @main.command()
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask; needed where there is no terminal.")
 def release(yes: bool) -> None:
     """Let a database send that looks like a copy.
 
@@ -112,7 +112,7 @@ def release(yes: bool) -> None:
         loaded = _load()
         app.configure_logging(loaded)
         with _as_it_is(loaded) as dsn:
-            app.run(_release(dsn, loaded, sure=yes or not sys.stdin.isatty()))
+            app.run(_release(dsn, loaded, sure=yes))
 
 
 async def _release(dsn: str, loaded: settings.Settings, *, sure: bool) -> None:
@@ -129,6 +129,8 @@ async def _release(dsn: str, loaded: settings.Settings, *, sure: bool) -> None:
         click.echo(f"it was in use there since {found.noted_at:%Y-%m-%d %H:%M} UTC")
         click.echo(f"open mailings: {open_mailings}; messages that would be sent: {waiting}")
         if not sure:
+            if not sys.stdin.isatty():
+                raise NotifierError("nothing was released: say --yes, since nobody can be asked here")
             click.confirm("Release it, so that its replicas send?", abort=True)
         await installation.release(db, loaded.instance)
         click.echo("released: its replicas send")
@@ -148,7 +150,8 @@ def dump(file: Path) -> None:
         with _as_it_is(loaded) as dsn, _moving() as progress:
             moved = transfer.dump(_direct(loaded, dsn), file, progress)
         if moved.replicas:
-            click.echo(f"warning: {moved.replicas} replicas are running; what they do from now on is not in {file}")
+            running = "a replica is" if moved.replicas == 1 else f"{moved.replicas} replicas are"
+            click.echo(f"warning: {running} running; what is done from now on is not in {file}")
         click.echo(f"{sum(moved.rows.values())} rows of {len(moved.rows)} tables are in {file}")
 
 

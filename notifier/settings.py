@@ -349,7 +349,8 @@ class Settings:
     bootstrap_token: str | None = _setting(
         lambda text: _secret(BOOTSTRAP_TOKEN_MIN)(_bearer(text)),
         None,
-        f"an API token with every scope, for first use and automation; at least {BOOTSTRAP_TOKEN_MIN} characters",
+        "the API token, with every scope; in this version it is the only one, for people and programs alike; "
+        f"at least {BOOTSTRAP_TOKEN_MIN} characters",
         secret=True,
     )
     secret_key: str | None = _setting(

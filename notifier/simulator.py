@@ -845,7 +845,14 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-@click.command("gateway", context_settings={"show_default": True})
+def _misbehaviour() -> str:
+    """Return what this module says of scripts, as a terminal shows it."""
+    text = (__doc__ or "").partition("A script is")[2].partition("The order for a request")[0].replace("``", "")
+    # A mark of click's at each paragraph: it leaves the lines as they are.
+    return "\b\nA script is " + text.strip().replace("::", ":").replace("\n\n", "\n\n\b\n")
+
+
+@click.command("gateway", context_settings={"show_default": True}, epilog=_misbehaviour())
 @click.option("--host", default="127.0.0.1", help="Where to listen.")
 @click.option("--port", default=8090, type=click.IntRange(0, 65535), help="0 takes a free one and prints it.")
 @click.option("--latency", default=0.0, metavar="MS", help="Milliseconds before each answer.")

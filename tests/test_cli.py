@@ -328,7 +328,9 @@ def test_a_copy_of_the_database_is_released(tmp_path: Path, dsn: str) -> None:
         database.execute("INSERT INTO installation (system_identifier, database_oid) VALUES (1, 1)")
     (tmp_path / ".env").write_text(f"DATABASE_URL={dsn}\nSECRET_KEY='{KEY}'\n")
     given = {"NOTIFIER_ENV_FILE": ""}
-    released = run(tmp_path, "release", **given)
+    asked = run(tmp_path, "release", **given)
+    assert (asked.returncode, "nothing was released: say --yes" in asked.stderr) == (1, True), asked.stderr
+    released = run(tmp_path, "release", "--yes", **given)
     assert released.returncode == 0, released.stderr
     assert "another PostgreSQL cluster" in released.stdout
     assert "open mailings: 0; messages that would be sent: 0" in released.stdout

@@ -215,6 +215,7 @@ def test_it_says_that_it_is_a_simulation(gateway: Simulator) -> None:
     usage = command.get_help(click.Context(command, **command.context_settings))
     assert "texts nobody" in usage
     assert "8090" in usage
+    assert [kind for kind in KINDS if f"  {kind} " not in usage] == []
 
 
 # --- Misbehaviour

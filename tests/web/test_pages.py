@@ -1060,7 +1060,7 @@ async def test_the_review_names_who_is_out_of_reach(browser: Browser, db: Pool) 
         "window_from": "09:00", "window_to": "18:00",
     }  # fmt: skip
     asked = await browser.submit("/admin/mailings/new", "/admin/mailings", **given)
-    assert "3 clients of them will not be texted" in asked.text
+    assert "3 clients of the 6 that match will not be texted" in asked.text
     assert "Pacific/Honolulu 2 15 Jan 2100, 19:00 UTC America/Chicago 1 15 Jan 2100, 15:00 UTC" in asked.text.replace(
         "\xa0", " "
     )
