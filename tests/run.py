@@ -149,7 +149,7 @@ def _close(results: dict[str, str], problems: Sequence[str], second: Sequence[st
     """Say what is to be said at the end, and how it ended."""
     counts = Counter(results.values())
     lists = {
-        "failed": [test for test, result in results.items() if result == "failed"],
+        "failed": sorted(test for test, result in results.items() if result == "failed"),
         "passed only on the second try": second,
         "not as it is to be": problems,
     }

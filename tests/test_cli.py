@@ -272,7 +272,6 @@ async def test_the_lateness_of_the_loop_is_never_negative(place: Path) -> None:
                 return len(read_ledger(gateway.ledger)) == 2
 
             await poll_until(lateness)
-    assert max(seen) > 0
     assert min(seen) >= 0
 
 

@@ -102,9 +102,9 @@ def test_that_is_skipped_then():
     assert ended.returncode == 1, ended.stdout
     assert end_of(ended) == [
         "failed",
+        "test_it.py::test_that_dies_always",
         "test_it.py::test_that_fails_always",
         "test_it.py::test_that_is_skipped_then",
-        "test_it.py::test_that_dies_always",
         "passed only on the second try",
         "test_it.py::test_that_fails_once",
         "2 passed, 3 failed, 0 skipped",
