@@ -209,8 +209,6 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
     the calls under way are answered.
     """
     seen = ""
-    for line in settings.warnings():
-        log.warning(line)
     async with AsyncExitStack() as stack:
         web_db = await _pool(stack, settings, dsn, "web", WEB_POOL, silence=6)  # somebody looks at a white page
         await database.patiently(partial(database.check, web_db), say=log.warning)
@@ -321,9 +319,7 @@ async def follow_token(gateway: Gateway, path: Path, every: float = TOKEN_EVERY)
 
 async def _scheduler(stack: AsyncExitStack, settings: Settings, dsn: str, hold: Hold) -> Scheduler:
     gateway = None
-    if settings.gateway_url is None:
-        log.warning("GATEWAY_URL is not set: mailings wait")
-    else:
+    if settings.gateway_url is not None:
         gateway = Gateway(
             GATEWAY,
             settings.gateway_url,
@@ -420,13 +416,10 @@ async def serve(settings: Settings, dsn: str, sockets: list[socket.socket]) -> N
 
 
 def introduce(settings: Settings) -> None:
-    """Log which settings file was read, and warn when nobody can log in."""
+    """Log which settings file was read, and every warning about the settings."""
     log.info("settings read", env_file=settings.env_file and str(settings.env_file))
-    if settings.bootstrap_token is None and settings.role != "worker":
-        log.warning(
-            "BOOTSTRAP_TOKEN is not set: nobody can log in or call the API; set it to what this prints, and start"
-            " again: python3 -c 'import secrets; print(secrets.token_urlsafe(24))'"
-        )
+    for line in settings.warnings():
+        log.warning(line)
 
 
 def configure_logging(settings: Settings) -> None:

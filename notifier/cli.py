@@ -231,16 +231,16 @@ def config() -> None:
 
 @config.command()
 def check() -> None:
-    """Show all settings with where each came from, secrets masked; every error at once, exit 2 if any."""
+    """Show all settings with where each came from, secrets masked; every warning and error, exit 2 on an error."""
     errors: list[str] = []
     env_file = None
     try:
         env_file = settings.find_env_file(click.get_current_context().obj)
         loaded = settings.Settings.load(env_file=env_file)
         rows: Sequence[tuple[str, str, str]] = loaded.describe()
-        warnings = loaded.warnings()
+        warnings: Sequence[str] = loaded.warnings()
     except SettingsError as error:
-        errors, rows, warnings = error.errors, error.rows, []
+        errors, rows, warnings = error.errors, error.rows, error.warnings
     click.echo(f"settings file: {env_file or 'none'}")
     table = Table("setting", Column("value", overflow="fold"), "from")
     for row in rows:

@@ -103,6 +103,7 @@ def command(clients: int, leave: bool, port: int | None) -> None:
         ):
             gateway.script(FAILURES)
             settings = replace(settings, gateway_url=gateway.url)
+            app.introduce(settings)
             work = _demo(console, settings, dsn, sockets, gateway.ledger, clients, leave)
             if not app.run(_until_stopped(work)) and leave:
                 raise Failed("stopped before the mailing was finished")

@@ -25,10 +25,15 @@ class NotifierError(Exception):
 
 
 class SettingsError(NotifierError):
-    """The settings are wrong; ``rows`` are all settings for people to read, as far as they could be read."""
+    """The settings are wrong; ``rows`` are all settings for people to read and ``warnings`` what is to be said of them.
 
-    def __init__(self, errors: list[str], rows: Sequence[tuple[str, str, str]] = ()) -> None:
-        self.errors, self.rows = errors, rows
+    Both as far as the settings could be read.
+    """
+
+    def __init__(
+        self, errors: list[str], rows: Sequence[tuple[str, str, str]] = (), warnings: Sequence[str] = ()
+    ) -> None:
+        self.errors, self.rows, self.warnings = errors, rows, warnings
         super().__init__("\n".join(errors))
 
 

@@ -399,7 +399,8 @@ class Settings:
         Raises `SettingsError` with one line for each thing that is wrong.
         """
         errors: list[str] = []
-        given = {name: (text, ".env") for name, text in _read_env_file(env_file, errors).items() if text}
+        in_file = _read_env_file(env_file, errors)
+        given = {name: (text, ".env") for name, text in in_file.items() if text}
         given |= {
             name: (text, "environment") for name, text in (os.environ if environ is None else environ).items() if text
         }
@@ -407,6 +408,8 @@ class Settings:
         sources: dict[str, str] = {}
         for field in _FIELDS:
             name = field.name.upper()
+            if name not in given and in_file.get(name, "") is None:
+                continue  # its line is an error already
             try:
                 text, sources[name] = _find(name, field.metadata["secret"], given)
                 if text is not None:
@@ -416,43 +419,14 @@ class Settings:
         errors += _misspelt(given)
         errors += _contradictions(values, sources)
         if errors:
-            raise SettingsError(errors, _rows(values, sources))
+            raise SettingsError(errors, _rows(values, sources), _warnings(_known(values, sources)))
         values.setdefault("database_migration_url", values.get("database_url"))
         token_file = given.get("GATEWAY_TOKEN_FILE")
         return cls(**values, sources=sources, env_file=env_file, gateway_token_file=token_file and Path(token_file[0]))
 
     def warnings(self) -> list[str]:
-        """Return a line for each thing that works, and that somebody on the way can read or change."""
-        found = []
-        if self.role != "worker":
-            found += self._reached()
-        if self.gateway_url is not None and self.gateway_url.startswith("http://"):
-            host = urlsplit(self.gateway_url).netloc
-            if not is_loopback(host):
-                found.append(f"GATEWAY_URL: {host} is reached over http://: texts, phones and the token go unencrypted")
-        hosts = _unverified(self.database_url) if self.database_url is not None else []
-        if hosts:
-            found.append(
-                f"DATABASE_URL: {', '.join(hosts)} is reached without sslmode=verify-full: "
-                "whoever is on the way may read and change everything"
-            )
-        return found
-
-    def _reached(self) -> list[str]:
-        if self.public_url is None:
-            if is_loopback(self.host):
-                return []
-            return [
-                f"PUBLIC_URL: not set, and HOST is {self.host}: cookies and tokens may go unencrypted; put TLS before "
-                "the service, and set PUBLIC_URL=https://…"
-            ]
-        if self.public_url.startswith("https://"):
-            if self.trusted_proxies:
-                return []
-            return ["TRUSTED_PROXIES: not set: all requests seem to come from the proxy that does the TLS"]
-        if is_loopback(urlsplit(self.public_url).netloc):
-            return []
-        return ["PUBLIC_URL: is http://: cookies and tokens go unencrypted"]
+        """Return a line for what cannot be done with these settings, and for what others can read on the way."""
+        return _warnings({field.name: getattr(self, field.name) for field in _FIELDS})
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Return (name, value, source) of every setting for people to read, secrets masked."""
@@ -542,17 +516,34 @@ def _write_once(path: Path, text: str) -> None:
 
 
 def _read_env_file(path: Path | None, errors: list[str]) -> dict[str, str | None]:
+    """Return the text of each name, ``None`` where its line is wrong; of every setting if the file cannot be read."""
     if path is None:
         return {}
     try:
         with path.open(encoding="utf-8") as file:
-            # Not dotenv_values, which skips a line that it cannot parse.
-            lines = list(parse_stream(file))
+            # Not dotenv_values, which skips a line that it cannot parse, and lets the last of two names win.
+            found = list(parse_stream(file))
     except (OSError, ValueError) as error:
         errors.append(f"{path}: cannot be read ({error}); give a readable UTF-8 file of NAME=value lines")
-        return {}
-    errors += [f"{path}: line {line.original.line} is not NAME=value" for line in lines if line.error]
-    return {line.key: line.value for line in lines if line.key is not None}
+        return {field.name.upper(): None for field in _FIELDS}
+    texts: dict[str, str | None] = {}
+    lines: dict[str, list[int]] = {}
+    for each in found:
+        written = each.original.string
+        blank_lines = written[: len(written) - len(written.lstrip())].count("\n")
+        at = each.original.line + blank_lines
+        if each.error or (each.key is not None and each.value is None):
+            errors.append(f"{path}: line {at} is not NAME=value")
+            meant = re.match(r"\s*(?:export\s+)?(\w+)", written)
+            texts |= {meant[1]: None} if meant else {}
+        elif each.key is not None:
+            texts[each.key] = each.value
+            lines.setdefault(each.key, []).append(at)
+    for name, numbers in lines.items():
+        if len(numbers) > 1:
+            errors.append(f"{path}: {name} is given in lines {' and '.join(map(str, numbers))}; keep one of them")
+            texts[name] = None
+    return texts
 
 
 def _find(name: str, secret: bool, given: Mapping[str, tuple[str, str]]) -> tuple[str | None, str]:
@@ -562,7 +553,9 @@ def _find(name: str, secret: bool, given: Mapping[str, tuple[str, str]]) -> tupl
     """
     if not (secret and f"{name}_FILE" in given):
         text, source = given.get(name, (None, "default"))
-        return (text.strip() or None, source) if secret and text is not None else (text, source)
+        if secret and text is not None and not (text := text.strip()):
+            return None, "default"
+        return text, source
     path = given[f"{name}_FILE"][0]
     if name in given:
         raise ValueError(f"given twice, also as {name}_FILE; remove one of the two")
@@ -626,11 +619,8 @@ def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> li
         )
     if not missing("DATABASE_MIGRATION_URL") and missing("DATABASE_URL"):
         errors.append("DATABASE_MIGRATION_URL: DATABASE_URL is missing; give that one too, or neither")
-    defaults = {field.name: field.default for field in _FIELDS}
-    timeout, grace = (
-        values.get(name, defaults[name] if missing(name.upper()) else None)
-        for name in ("gateway_timeout", "shutdown_grace")
-    )
+    known = _known(values, sources)
+    timeout, grace = known.get("gateway_timeout"), known.get("shutdown_grace")
     if timeout is not None and grace is not None and timeout >= grace:
         errors.append(
             f"GATEWAY_TIMEOUT: {timeout:g} is not below SHUTDOWN_GRACE, which is {grace:g}; "
@@ -640,6 +630,57 @@ def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> li
     if delay is not None and grace is not None and delay > grace:
         errors.append(f"DRAIN_DELAY: {delay:g} is over SHUTDOWN_GRACE, which is {grace:g}; lower it or raise that")
     return errors
+
+
+def _known(values: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values and the plain defaults by field; what is wrong, and a default made at the load, is absent."""
+    defaults = {field.name: field.default for field in _FIELDS if field.default is not dataclasses.MISSING}
+    return {name: value for name, value in defaults.items() if sources.get(name.upper()) == "default"} | dict(values)
+
+
+def _warnings(known: Mapping[str, Any]) -> list[str]:
+    """Return the lines of `Settings.warnings`; a rule over a setting that is not known says nothing."""
+    found = []
+    role = known.get("role")
+    if role in ("all", "api"):
+        if known.get("bootstrap_token", "wrong") is None:
+            found.append(
+                "BOOTSTRAP_TOKEN is not set: nobody can log in or call the API; set it to what this prints, and start"
+                " again: python3 -c 'import secrets; print(secrets.token_urlsafe(24))'"
+            )
+        if {"public_url", "host", "trusted_proxies"} <= known.keys():
+            found += _reached(known["public_url"], known["host"], known["trusted_proxies"])
+    gateway_url = known.get("gateway_url", "wrong")
+    if gateway_url is None and role in ("all", "worker"):
+        found.append("GATEWAY_URL is not set: mailings wait")
+    if gateway_url is not None and gateway_url.startswith("http://"):
+        host = urlsplit(gateway_url).netloc
+        if not is_loopback(host):
+            found.append(f"GATEWAY_URL: {host} is reached over http://: texts, phones and the token go unencrypted")
+    hosts = _unverified(known["database_url"]) if known.get("database_url") is not None else []
+    if hosts:
+        found.append(
+            f"DATABASE_URL: {', '.join(hosts)} is reached without sslmode=verify-full: "
+            "whoever is on the way may read and change everything"
+        )
+    return found
+
+
+def _reached(public_url: str | None, host: str, trusted_proxies: tuple[Network, ...]) -> list[str]:
+    if public_url is None:
+        if is_loopback(host):
+            return []
+        return [
+            f"PUBLIC_URL: not set, and HOST is {host}: cookies and tokens may go unencrypted; put TLS before "
+            "the service, and set PUBLIC_URL=https://…"
+        ]
+    if public_url.startswith("https://"):
+        if trusted_proxies:
+            return []
+        return ["TRUSTED_PROXIES: not set: all requests seem to come from the proxy that does the TLS"]
+    if is_loopback(urlsplit(public_url).netloc):
+        return []
+    return ["PUBLIC_URL: is http://: cookies and tokens go unencrypted"]
 
 
 def _unverified(url: str) -> list[str]:

@@ -149,6 +149,7 @@ def test_config_check_shows_the_settings_beside_the_errors(tmp_path: Path) -> No
     assert "wrong, see below" in lines["PORT"]
     assert "eighty" not in ended.stdout
     assert [line.split()[:2] for line in ended.stderr.splitlines()] == [
+        ["warning:", "GATEWAY_URL"],
         ["error:", "PORT:"],
         ["error:", "BOOTSTRAP_TOKEN:"],
     ]
@@ -193,7 +194,8 @@ def test_a_settings_file_that_was_asked_for_and_is_not_there(tmp_path: Path, com
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 @pytest.mark.parametrize("command", [("config", "check"), ("demo", "--help"), ("gateway", "--help"), ("--help",)])
 def test_a_terminal_that_is_not_utf_8(tmp_path: Path, encoding: str, command: tuple[str, ...]) -> None:
-    ended = run(tmp_path, *command, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    quiet = {"BOOTSTRAP_TOKEN": TOKEN, "GATEWAY_URL": "https://g.example.com", "GATEWAY_TOKEN": "jwt"}
+    ended = run(tmp_path, *command, PYTHONIOENCODING=encoding, PYTHONUTF8="0", **quiet)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
@@ -254,6 +256,7 @@ async def test_the_start_says_what_it_has_read_and_that_nobody_can_log_in(place:
         assert read["env_file"] == str(place / ".env")
         warned = [each for each in events if "nobody can log in" in each["event"]]
         assert len(warned) == (name == "none")
+        assert [each["event"] for each in events].count("GATEWAY_URL is not set: mailings wait") == 1
 
 
 async def test_the_lateness_of_the_loop_is_never_negative(place: Path) -> None:

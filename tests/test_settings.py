@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -271,7 +272,7 @@ def test_a_misspelt_name_in_the_env_file_is_an_error_without_a_prefix_too(tmp_pa
 
 def test_the_environment_beats_the_env_file(tmp_path: Path) -> None:
     env_file = tmp_path / ".env"
-    env_file.write_text('PORT=1\nHOST="::"\nSECRET_KEY=${not_a_variable}0123456789012345\nROLE\n')
+    env_file.write_text('PORT=1\nHOST="::"\nSECRET_KEY=${not_a_variable}0123456789012345\nROLE=\n')
     settings = Settings.load({"PORT": "2"}, env_file)
     assert (settings.port, settings.host, settings.role) == (2, "::", "all")
     assert settings.secret_key == "${not_a_variable}0123456789012345"
@@ -290,6 +291,22 @@ def test_a_line_of_the_env_file_that_says_nothing_is_an_error(tmp_path: Path) ->
     (tmp_path / ".env").write_text("# fine\nGATEWAY_TOKEN jwt\n\nexport PORT=1\n")
     (error,) = errors_of({}, tmp_path / ".env")
     assert error.endswith("line 2 is not NAME=value")
+
+
+def test_a_name_without_a_value_in_the_env_file_is_an_error(tmp_path: Path) -> None:
+    """Else a service that should send nothing after a restore would send."""
+    (tmp_path / ".env").write_text("# fine\n\n\nPAUSE_ALL\nexport SECRET_KEY\nGATEWAY_TOKEN jwt\n")
+    errors = errors_of({"GATEWAY_URL": GATEWAY["GATEWAY_URL"], "DATABASE_URL": POSTGRES}, tmp_path / ".env")
+    assert [line.removeprefix(f"{tmp_path}/.env: ") for line in errors] == [
+        f"line {number} is not NAME=value" for number in (4, 5, 6)
+    ]
+
+
+def test_a_name_that_stands_twice_in_the_env_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("PAUSE_ALL=1\nPORT=1\n\nPAUSE_ALL=\nOTHER='a\nb'\nOTHER=c\n")
+    errors = errors_of({"PAUSE_ALL": "1"}, tmp_path / ".env")
+    assert ["PAUSE_ALL is given in lines 1 and 4" in line for line in errors] == [True, False]
+    assert "OTHER is given in lines 5 and 7" in errors[1]
 
 
 def test_a_secret_may_lie_in_a_file(tmp_path: Path) -> None:
@@ -338,9 +355,57 @@ def test_blanks_and_line_ends_around_a_secret_are_taken_off_wherever_it_stands(t
     ],
 )
 def test_what_somebody_on_the_way_can_read_is_warned_of(environ: dict[str, str], about: list[str]) -> None:
-    settings = Settings.load({"GATEWAY_TOKEN": "jwt", "SECRET_KEY": KEY} | environ, None)
+    settings = Settings.load(GATEWAY | {"SECRET_KEY": KEY, "BOOTSTRAP_TOKEN": TOKEN} | environ, None)
     assert [line.split(":")[0] for line in settings.warnings()] == about
     assert "hidden" not in str(settings.warnings())
+
+
+@pytest.mark.parametrize(
+    ("environ", "warned"),
+    [
+        ({}, ["BOOTSTRAP_TOKEN", "GATEWAY_URL"]),
+        ({"ROLE": "worker"}, ["GATEWAY_URL"]),
+        ({"ROLE": "api"}, ["BOOTSTRAP_TOKEN"]),
+        ({"BOOTSTRAP_TOKEN": " ", **GATEWAY}, ["BOOTSTRAP_TOKEN"]),
+    ],
+)
+def test_what_cannot_be_done_yet_is_warned_of(environ: dict[str, str], warned: list[str]) -> None:
+    assert [line.partition(" is not set: ")[0] for line in Settings.load(environ, None).warnings()] == warned
+
+
+@pytest.mark.parametrize(
+    ("environ", "warned"),
+    [
+        ({"PORT": "x"}, ["BOOTSTRAP_TOKEN", "GATEWAY_URL"]),
+        ({"PORT": "x", "HOST": "0.0.0.0"}, ["BOOTSTRAP_TOKEN", "PUBLIC_URL", "GATEWAY_URL"]),
+        ({"PUBLIC_URL": "x", "HOST": "0.0.0.0"}, ["BOOTSTRAP_TOKEN", "GATEWAY_URL"]),
+        ({"BOOTSTRAP_TOKEN": "short", "GATEWAY_URL": "ftp://x", "GATEWAY_TOKEN": "jwt"}, []),
+        ({"ROLE": "x", **GATEWAY, "DATABASE_URL": POSTGRES}, ["DATABASE_URL"]),
+    ],
+)
+def test_errors_hide_no_warning_but_those_of_what_is_wrong(environ: dict[str, str], warned: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(environ, None)
+    assert [re.split("[ :]", line)[0] for line in caught.value.warnings] == warned
+
+
+def test_an_env_file_that_cannot_be_read_leaves_nothing_to_be_called_missing(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({"DATABASE_URL": POSTGRES}, tmp_path)
+    assert len(caught.value.errors) == 1
+    assert [line.split(":")[0] for line in caught.value.warnings] == ["DATABASE_URL"]
+
+
+def test_rules_that_do_not_depend_on_a_wrong_value_are_judged() -> None:
+    """The grace is wrong in the first, and the time-out, which the delay has nothing to do with, in the second."""
+    for environ, named in (
+        (
+            {"DRAIN_DELAY": "500", "SHUTDOWN_GRACE": "x", "GATEWAY_URL": "https://g"},
+            {"SHUTDOWN_GRACE", "GATEWAY_TOKEN"},
+        ),
+        ({"DRAIN_DELAY": "500", "GATEWAY_TIMEOUT": "x"}, {"GATEWAY_TIMEOUT", "DRAIN_DELAY"}),
+    ):
+        assert {line.split(":")[0] for line in errors_of(environ)} == named
 
 
 def test_a_secret_file_that_cannot_serve_is_an_error(tmp_path: Path) -> None:
