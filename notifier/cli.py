@@ -85,15 +85,21 @@ def migrate(status: bool) -> None:
 
 
 def _migration_status(loaded: settings.Settings) -> list[tuple[str, bool]]:
-    with _as_it_is(loaded) as dsn:
+    with _as_it_is(loaded, must_exist=True) as dsn:
         return database.migration_status(_direct(loaded, dsn))
 
 
 @contextmanager
-def _as_it_is(loaded: settings.Settings) -> Iterator[str]:
-    """Yield the address of a database that is up, and was not migrated for this."""
+def _as_it_is(loaded: settings.Settings, *, must_exist: bool) -> Iterator[str]:
+    """Yield the address of a database that is up, and was not migrated for this.
+
+    Raises NotifierError where an embedded one ``must_exist`` and does not.
+    """
     if loaded.database_url is None:
-        with embedded.running(loaded.data_dir / "postgresql") as dsn:
+        folder = loaded.data_dir / "postgresql"
+        if must_exist and not embedded.was_made(folder):
+            raise NotifierError(f"there is no database in {folder.absolute()}; look at DATA_DIR, or set DATABASE_URL")
+        with embedded.running(folder) as dsn:
             yield dsn
     else:
         asyncio.run(database.wait_until_up(loaded.database_url, say=lambda word: click.echo(word, err=True)))
@@ -111,7 +117,7 @@ def release(yes: bool) -> None:
     with app.told():
         loaded = _load()
         app.configure_logging(loaded)
-        with _as_it_is(loaded) as dsn:
+        with _as_it_is(loaded, must_exist=True) as dsn:
             app.run(_release(dsn, loaded, sure=yes))
 
 
@@ -147,7 +153,7 @@ def dump(file: Path) -> None:
     with app.told():
         loaded = _load()
         app.configure_logging(loaded)
-        with _as_it_is(loaded) as dsn, _moving() as progress:
+        with _as_it_is(loaded, must_exist=True) as dsn, _moving() as progress:
             moved = transfer.dump(_direct(loaded, dsn), file, progress)
         if moved.replicas:
             running = "a replica is" if moved.replicas == 1 else f"{moved.replicas} replicas are"
@@ -165,7 +171,7 @@ def load(file: Path) -> None:
     with app.told():
         loaded = _load()
         app.configure_logging(loaded)
-        with _as_it_is(loaded) as dsn, _moving() as progress:
+        with _as_it_is(loaded, must_exist=False) as dsn, _moving() as progress:
             moved = transfer.load(_direct(loaded, dsn), file, progress)
         click.echo(f"{sum(moved.rows.values())} rows of {len(moved.rows)} tables are loaded")
         click.echo(f"nothing is sent from here until you release it: {install.program()} release")
@@ -201,7 +207,7 @@ def audit() -> None:
     with app.told(failed=2, stopped=2):
         loaded = _load()
         app.configure_logging(loaded)
-        with _as_it_is(loaded) as dsn:
+        with _as_it_is(loaded, must_exist=True) as dsn:
             balanced = app.run(_audit(dsn, loaded.database_statement_cache))
     sys.exit(0 if balanced else 1)
 

@@ -305,6 +305,19 @@ def test_migrate(tmp_path: Path, empty_dsn: str) -> None:
     assert after.stdout.splitlines() == [f"applied  {name}" for name in NAMES]
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [(("audit",), 2), (("release", "--yes"), 1), (("dump", "all.zip"), 1), (("migrate", "--status"), 1)],
+)
+def test_a_command_that_only_looks_makes_no_database(tmp_path: Path, command: tuple[str, ...], code: int) -> None:
+    """For one, because DATA_DIR was misspelt."""
+    ended = run(tmp_path, *command, DATA_DIR="mispelt")
+    assert ended.returncode == code
+    assert f"error: there is no database in {tmp_path}/mispelt/postgresql" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_audit(tmp_path: Path, dsn: str) -> None:
     there = {"DATABASE_URL": dsn, "SECRET_KEY": KEY}
     balanced = run(tmp_path, "audit", **there)

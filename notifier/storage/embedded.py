@@ -100,6 +100,18 @@ def running(data_dir: Path, *, fast: bool = False) -> Iterator[str]:
                     shutil.rmtree(sockets)
 
 
+def was_made(data_dir: Path) -> bool:
+    """Whether a server was made in ``data_dir``; nothing is made for the answer.
+
+    One whose folder cannot be entered, or is gone from behind its link, counts: `running` says what is wrong with it.
+    """
+    home = data_dir / "postgres"
+    try:
+        return (home / "data").exists() or (home.is_symlink() and not home.exists())
+    except PermissionError:
+        return True
+
+
 def abandon() -> None:
     """Ask every server that only this process uses to stop: for one that ends without leaving `running`."""
     for abandoned in _USED:

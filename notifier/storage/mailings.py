@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -40,7 +40,7 @@ _COLUMNS = """
     m.started_at, m.over_at AS finished_at, m.archived_at
 """
 _READ = f"""
-    SELECT {_COLUMNS},
+    SELECT {_COLUMNS}, m.deleted_at,
            (SELECT text FROM mailing_texts WHERE mailing_id = m.id AND version = m.text_version) AS text
     FROM mailings m
 """
@@ -176,6 +176,21 @@ async def page(
             status.value,
         )
     return [_mailing(row) for row in rows]
+
+
+async def deleted(db: Db, *, before: int | None, limit: int) -> list[tuple[Mailing, datetime]]:
+    """Up to ``limit`` mailings with ids under ``before`` that can be restored, newest first, each with until when."""
+    rows = await db.fetch(
+        _READ
+        + """
+        WHERE m.deleted_at IS NOT NULL AND m.deleted_at > now() - $3 * interval '1 second' AND m.id < $1
+        ORDER BY m.id DESC LIMIT $2
+        """,
+        INT64_MAX if before is None else before,
+        limit,
+        KEEP_DELETED,
+    )
+    return [(_mailing(row), row["deleted_at"] + timedelta(seconds=KEEP_DELETED)) for row in rows]
 
 
 async def troubled(db: Db, status: Status, *, before: int | None, limit: int) -> list[Mailing]:

@@ -59,6 +59,9 @@ class TooMany(errors.NotifierError):
         self.seconds = seconds
 
 
+IN_DETAIL = 5
+"""Things wrong with the input that ``detail`` names; ``errors`` has them all."""
+
 # The first class that fits: those below stand before those above them in the tree.
 STATUS_OF: dict[type[BaseException], tuple[int, str, str]] = {
     schemas.TooMuch: (413, "too-large", "The body is too large"),
@@ -102,7 +105,9 @@ def problem_of(error: BaseException | None, status: int = 500) -> dict[str, Any]
                     {"parameter" if each.parameter else "pointer": each.at, "detail": each.detail}
                     for each in error.problems
                 ]
-                problem["detail"] = "; ".join(f"{each.at or 'the body'}: {each.detail}" for each in error.problems[:5])
+                named = [f"{each.at or 'the body'}: {each.detail}" for each in error.problems[:IN_DETAIL]]
+                more = len(error.problems) - len(named)
+                problem["detail"] = "; ".join(named) + (f"; and {more} more" if more else "")
             return problem
     if is_away(error):
         return problem_of(errors.Unavailable())

@@ -102,6 +102,7 @@ ROUTES: tuple[Route, ...] = (
     Route("/admin/logout", pages.session.Logout, {"POST": PUBLIC}),
     Route("/admin/mailings", pages.mailings.Mailings, read_write("mailings", "GET", "POST")),
     Route("/admin/mailings/new", pages.mailings.NewMailing, {"GET": "mailings:write"}),
+    Route("/admin/mailings/deleted", pages.mailings.DeletedMailings, read_write("mailings", "GET")),
     Route("/admin/mailings/{mailing_id}", pages.mailings.OneMailing, read_write("mailings", "GET")),
     Route(
         "/admin/mailings/{mailing_id}/edit",

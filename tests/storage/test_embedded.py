@@ -101,9 +101,11 @@ def data_dir(place: Path, made: Path) -> Path:
 
 
 def test_cold_start_then_warm_start_keeps_the_data_and_stops_in_between(place: Path) -> None:
+    assert not embedded.was_made(place)
     with running(place) as dsn:
         add(dsn, 1)
     assert not is_up(dsn)
+    assert embedded.was_made(place)
     with running(place) as dsn:
         assert kept(dsn) == [1]
 
@@ -461,6 +463,7 @@ def test_root_keeps_it_elsewhere_when_nobody_cannot_enter(place: Path, monkeypat
                 assert server.readlink().is_relative_to(place / "roots")
     assert (home / ".data/postgres").readlink().parent == place / "roots"
     shutil.rmtree(place / "roots")
+    assert embedded.was_made(home / ".data")
     with pytest.raises(NotifierError, match="which is gone"), running(home / ".data", fast=True):
         pass
 

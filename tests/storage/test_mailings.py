@@ -144,8 +144,8 @@ async def test_pages_are_newest_first_and_by_status(db: Pool) -> None:
 
 
 async def test_no_page_of_mailings_reads_more_the_deeper_it_lies(db: Pool) -> None:
-    """30,000 mailings, half of them archived in two blocks, two drafts: a page reads its own rows, whatever the list,
-    in whatever plan."""
+    """30,000 mailings, half of them archived in two blocks, two drafts, 4,000 deleted in two blocks: a page reads its
+    own rows, whatever the list, in whatever plan."""
     await db.execute(
         """
         INSERT INTO mailings (starts_at, ends_at, status, planned, over_at, horizon)
@@ -155,6 +155,7 @@ async def test_no_page_of_mailings_reads_more_the_deeper_it_lies(db: Pool) -> No
         """
     )
     await db.execute("UPDATE mailings SET archived_at = now() WHERE id % 15000 < 7500 AND status = 'finished'")
+    await db.execute("UPDATE mailings SET deleted_at = now() WHERE id % 15000 BETWEEN 9000 AND 10999")
     await db.execute("INSERT INTO mailing_texts (mailing_id, version, text) SELECT id, 1, 'Hi' FROM mailings")
     await db.execute("ANALYZE mailings, mailing_texts")
     read = """
@@ -184,6 +185,8 @@ async def test_no_page_of_mailings_reads_more_the_deeper_it_lies(db: Pool) -> No
             for before in (None, middle)
             for archived in (False, True)
         }
+        for before in (None, middle):
+            pages[f"deleted before {before}"] = partial(mailings.deleted, connection, before=before, limit=50)
         pages["lines of some"] = partial(
             statistics.of_mailings, connection, None, 50, ids=list(range(middle, middle + 50))
         )
@@ -613,6 +616,21 @@ async def test_archived_ones_are_in_a_list_of_their_own_and_in_the_totals(db: Po
         assert [line.id for line in await statistics.of_mailings(db, None, 50, archived=archived)] == expected
     assert len(await statistics.of_mailings(db, None, 50, ids=made)) == 8
     assert (await statistics.totals(db)).audience == 8 * 3
+
+
+async def test_deleted_ones_are_listed_as_long_as_they_can_be_restored(db: Pool) -> None:
+    """Of five, four are deleted, of which one is restored and one was deleted too long ago."""
+    kept, late, back, *made = [await _over(db) for _ in range(5)]
+    for mailing_id in (late, back, *made):
+        await mailings.delete(db, mailing_id)
+    await mailings.restore(db, back)
+    await db.execute("UPDATE mailings SET deleted_at = now() - interval '31 days' WHERE id = $1", late)
+    [(newest, until)] = await mailings.deleted(db, before=None, limit=1)
+    [(older, _)] = await mailings.deleted(db, before=newest.id, limit=50)
+    assert [older.id, newest.id] == made
+    assert until == newest.updated_at + timedelta(days=30)
+    assert await mailings.deleted(db, before=older.id, limit=50) == []
+    assert {mailing.id for mailing in await mailings.page(db, status=None, before=None, limit=9)} == {kept, back}
 
 
 async def test_an_archived_mailing_that_goes_on_is_back_in_the_lists(db: Pool) -> None:

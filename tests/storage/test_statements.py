@@ -101,6 +101,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
     assert "mailings_over" in [finding.name async for finding in audit.run(db) if finding.breach]
     await mailings.delete(db, mailing_id)
     await mailings.get_deleted(db, mailing_id)
+    await mailings.deleted(db, before=None, limit=5)
     await mailings.restore(db, mailing_id)
     await clients.delete(db, client_id)
     await clients.erase_again(db, 0.0)
@@ -116,6 +117,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
         "mailings.create",
         "mailings.get",
         "mailings.get_deleted",
+        "mailings.deleted",
         "mailings.restore",
         "mailings.page",
         "mailings.troubled",

@@ -106,6 +106,14 @@ async def test_what_the_errors_know_is_told(faulty: Api) -> None:
     assert (await faulty.get("/refused")).headers["Retry-After"] == "2"
 
 
+async def test_the_detail_says_how_many_errors_it_leaves_out(make_api: MakeApi) -> None:
+    for count, ends in ((5, "/4: is odd"), (6, "/4: is odd; and 1 more"), (9, "/4: is odd; and 4 more")):
+        many = errors.Invalid([Problem(f"/{each}", "is odd") for each in range(count)])
+        reply = await make_api(serving(many=raises(many))).get("/many")
+        assert len(reply.json["errors"]) == count
+        assert reply.json["detail"].endswith(ends)
+
+
 async def test_an_unforeseen_error_is_logged_and_not_told(faulty: Api, logs: list[EventDict]) -> None:
     reply = await faulty.get("/bug", headers={"X-Request-ID": "mine-1"})
     assert b"secret" not in reply.body

@@ -267,7 +267,8 @@ def test_no_page_is_wider_than_its_screen_and_every_field_has_a_label(page: Page
     page.get_by_label("Text").fill("W" * 150)
     page.get_by_label("Everybody").check()
     page.get_by_role("button", name="Keep as a draft").click()
-    for path in ("/admin/", "/admin/mailings", "/admin/mailings/new", "/admin/mailings/1", "/admin/mailings/1/start",
+    for path in ("/admin/", "/admin/mailings", "/admin/mailings/deleted",
+                 "/admin/mailings/new", "/admin/mailings/1", "/admin/mailings/1/start",
                  "/admin/clients", "/admin/clients/new",
                  "/admin/clients/1", "/admin/gateways/default"):  # fmt: skip
         page.goto(path)

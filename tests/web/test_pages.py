@@ -311,8 +311,30 @@ async def test_a_mailing_is_made_changed_started_paused_resumed_and_cancelled(br
     deleted = await browser.press(f"{path}/delete", f"{path}/delete")
     assert "“Sale” is deleted" in deleted.text
     assert (await browser.get(path)).status == 404
+    listed = await browser.get("/admin/mailings/deleted")
+    assert f'<a href="{path}/restore">Sale</a>' in listed.html
+    assert "Can be restored until" in listed.text
     assert "“Sale” is restored." in (await browser.press(f"{path}/restore", f"{path}/restore")).text
+    assert "No deleted mailing can be restored" in (await browser.get("/admin/mailings/deleted")).text
     assert (await browser.get(f"{path}/restore")).status == 404
+
+
+async def test_the_deleted_mailings_have_pages(browser: Browser) -> None:
+    """21 of them, one more than a page has; a cursor of another list is refused."""
+    await browser.log_in()
+    db = browser.api.context.db
+    made = [await insert_mailing(db) for _ in range(21)]
+    other = re.search(r"\?cursor=[^\"&]+", (await browser.get("/admin/mailings")).html)
+    for mailing_id in made:
+        await mailings.delete(db, mailing_id)
+    first = (await browser.get("/admin/mailings/deleted")).html
+    assert [f"/{mailing_id}/restore" in first for mailing_id in made] == [False] + [True] * 20
+    older = re.search(r'href="(/admin/mailings/deleted\?cursor=[^"]+)"', first)
+    assert older is not None
+    assert other is not None
+    last = (await browser.get(older[1])).html
+    assert [f"/{mailing_id}/restore" in last for mailing_id in made] == [True] + [False] * 20
+    assert (await browser.get(f"/admin/mailings/deleted{other[0]}")).status == 422
 
 
 async def test_a_mailing_to_nobody_says_so(browser: Browser) -> None:

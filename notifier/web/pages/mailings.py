@@ -190,6 +190,7 @@ class Mailings(MailingPage):
             trouble=trouble,
             statuses=list(MailingStatus),
             archived=archived,
+            deleted=False,
             live_now=any(mailing.status in LIVE for mailing in page),
             here=self.link(**here),
             first=before is None,
@@ -241,6 +242,28 @@ class Mailings(MailingPage):
                 return await create(connection)
             finally:
                 await attempt.rollback()
+
+
+class DeletedMailings(MailingPage):
+    """Those that can be restored, for whoever has closed the page that follows the deletion."""
+
+    async def get(self) -> None:
+        query = self.read_query(schemas.PageQuery, dict(self.request.query_arguments))
+        before = query["cursor"][0] if query["cursor"] else None
+        found = await mailings.deleted(self.db, before=before, limit=PAGE + 1)
+        page = found[:PAGE]
+        self.show(
+            "mailings/deleted.html",
+            mailings=page,
+            statuses=list(MailingStatus),
+            deleted=True,
+            status=None,
+            trouble=None,
+            archived=False,
+            first=before is None,
+            newest=self.link(),
+            older=self.link(cursor=self.next_cursor([page[-1][0].id], query)) if len(found) > PAGE else None,
+        )
 
 
 class NewMailing(MailingPage):
