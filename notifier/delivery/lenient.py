@@ -37,6 +37,7 @@ class LenientParser:
         self._limit = body_limit
         self._buffer = bytearray()
         self._searched = 0
+        self._before = 0  # bytes of the heads that came before the answer's (1xx)
         self._length: int | None = None  # None: until the connection is closed
         self._chunked = False
         self._chunk = 0  # bytes that the present chunk still lacks, with its line end
@@ -60,20 +61,23 @@ class LenientParser:
     def _read_head(self) -> bool:
         found = _HEAD_END.search(self._buffer, max(0, self._searched - 3))
         self._searched = len(self._buffer)
-        if (found.start() if found else self._searched) > HEAD_LIMIT:
+        if self._before + (found.start() if found else self._searched) > HEAD_LIMIT:
             raise Unreadable(f"a head of more than {HEAD_LIMIT} bytes")
-        begins = self._buffer.lstrip(b"\r\n")[: len(_BEGINS)]
+        begins = bytes(self._buffer[:64]).lstrip(b"\r\n")[: len(_BEGINS)]
         if not _BEGINS.startswith(begins):
             raise Unreadable(f"no HTTP response begins with {bytes(self._buffer[:60]).decode('latin-1')!r}")
         if found is None:
             return False
         first, *lines = bytes(self._buffer[: found.start()]).lstrip().split(b"\n")
+        self._before += found.end()
         del self._buffer[: found.end()]
         self._searched = 0
         matched = _STATUS.fullmatch(first)
         if matched is None:
             raise Unreadable(f"{first[:60].decode('latin-1')!r} is no status line")
         status = int(matched[1])
+        if status < 100:
+            raise Unreadable(f"{first[:60].decode('latin-1')!r} is no status line")
         if status == 101:
             raise Unreadable("a switch of protocols that was not asked for")
         if 100 <= status < 200:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -52,9 +53,9 @@ def dump(dsn: str, path: Path, progress: Progress) -> Moved:
     """
     if path.exists():
         raise NotifierError(f"{path} is there already: name another file, or remove it")
-    half = path.with_name(f"{path.name}.part")
+    half = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")  # a name that nobody can have prepared
     try:
-        with os.fdopen(os.open(half, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "w+b") as file:
+        with os.fdopen(os.open(half, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w+b") as file:
             moved = _dump(dsn, file, progress)
             file.flush()
             os.fsync(file.fileno())
