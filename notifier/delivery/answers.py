@@ -52,7 +52,7 @@ def classify(response: Response, secrets: Sequence[str] = ()) -> Answer:
         return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, status, _said(response, secrets))
     answer = classify_status(status, ", ".join(response.headers.getall(hdrs.RETRY_AFTER, ())), time.time())
     if 300 <= status < 400:
-        return answer._replace(detail=_where_to(response.headers.get(hdrs.LOCATION)))
+        return answer._replace(detail=_where_to(response.headers.get(hdrs.LOCATION), secrets))
     said = _said(response, secrets)
     if answer.outcome is Outcome.REJECTED and said and ABOUT_US.search(said):
         return Answer(Outcome.DECLINED, Reason.ACCOUNT_REFUSED, status, said)
@@ -131,7 +131,7 @@ def _said(response: Response, secrets: Sequence[str]) -> str | None:
     return _words(_readable(response.body).decode("utf-8", "replace"), secrets) if response.body else None
 
 
-def _where_to(location: str | None) -> str | None:
+def _where_to(location: str | None, secrets: Sequence[str]) -> str | None:
     """The address that a redirect names, without what may be secret in it."""
     if not location:
         return None
@@ -139,7 +139,7 @@ def _where_to(location: str | None) -> str | None:
         shown = hosts.without_secrets(location)
     except ValueError:
         shown = "an address that is none"
-    return _words(f"it points to {shown}")
+    return _words(f"it points to {shown}", secrets)
 
 
 # What a refusal says after an attempt in doubt when it is because of that attempt: the gateway has the message.

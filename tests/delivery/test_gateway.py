@@ -113,6 +113,17 @@ async def test_what_a_gateway_repeats_of_our_secrets_is_not_kept(status: bytes) 
     assert not [word for word in (token[:20], "bot", "AAHdq") if word in detail], detail
 
 
+async def test_a_redirect_to_a_host_made_of_our_token_does_not_show_it() -> None:
+    token = "eyJhbGciOiJIUzI1NiJ9.c2VjcmV0.signature123"
+    head = f"HTTP/1.1 302 Found\r\nLocation: https://{token}.evil.example/\r\nContent-Length: 0\r\n\r\n".encode()
+    async with serving([head]) as (_, gateway):
+        async with Gateway("default", gateway.url, token, timeout=60) as ours:
+            detail = (await send(ours)).detail
+    assert detail
+    assert "***" in detail
+    assert "signature123" not in detail
+
+
 async def test_two_lines_of_retry_after_are_one_wait() -> None:
     head = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 120\r\nRetry-After: 120\r\nContent-Length: 0\r\n\r\n"
     async with serving([head]) as (_, gateway):
