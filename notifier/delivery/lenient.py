@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 HEAD_LIMIT = 32 * 1024  # bytes of status line and headers
 
 _BEGINS = b"HTTP/1."
-_STATUS = re.compile(rb"HTTP/1\.[01] +(\d{3})(?: .*)?", re.DOTALL)
+_STATUS = re.compile(rb"HTTP/1\.[01] +([1-9]\d{2})(?: .*)?", re.DOTALL)
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
@@ -76,8 +76,6 @@ class LenientParser:
         if matched is None:
             raise Unreadable(f"{first[:60].decode('latin-1')!r} is no status line")
         status = int(matched[1])
-        if status < 100:
-            raise Unreadable(f"{first[:60].decode('latin-1')!r} is no status line")
         if status == 101:
             raise Unreadable("a switch of protocols that was not asked for")
         if 100 <= status < 200:
