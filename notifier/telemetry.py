@@ -165,6 +165,7 @@ OLDEST_DUE = Gauge(
 GATEWAY_STATE = Gauge(
     "notifier_gateway_state", "1 for the state that a gateway is in.", ("gateway", "state"), registry=REGISTRY
 )
+HELD = Gauge("notifier_held", "1 while nothing is sent since the database looks like a copy.", registry=REGISTRY)
 BUILD = Gauge("notifier_build_info", "1, with what runs.", ("version", "python"), registry=REGISTRY)
 BUILD.labels(__version__, platform.python_version()).set(1)
 
@@ -173,6 +174,7 @@ def forget_cluster() -> None:
     """Show nothing of the installation until it is counted again: an old figure would hide a stop."""
     DATABASE_UP.set(0)
     OLDEST_DUE.set(math.nan)
+    HELD.set(math.nan)
     for gauge in (MAILINGS, MESSAGES, GATEWAY_STATE):
         gauge.clear()
 

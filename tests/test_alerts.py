@@ -16,6 +16,7 @@ INSTALLATION = {
     "notifier_messages",
     "notifier_oldest_due_seconds",
     "notifier_gateway_state",
+    "notifier_held",
     "notifier_build_info",
 }
 

@@ -12,6 +12,7 @@ from notifier.models import GatewayState, MailingStatus
 from notifier.storage import cluster
 from notifier.storage.cluster import Figures
 from notifier.storage.database import AWAY, Pool
+from notifier.storage.installation import Hold
 
 FRESH = 1.0
 """Seconds for which a text is shown again: nobody needs a token to ask, so asking often must cost nothing."""
@@ -23,10 +24,14 @@ log = structlog.get_logger("notifier.web")
 
 
 class Exposition:
-    """The text of `/metrics`; without ``has_gateway`` every gateway counts as unconfigured."""
+    """The text of `/metrics`; without ``has_gateway`` every gateway counts as unconfigured.
 
-    def __init__(self, db: Pool, *, has_gateway: bool) -> None:
+    ``hold`` says whether the database looks like a copy.
+    """
+
+    def __init__(self, db: Pool, hold: Hold, *, has_gateway: bool) -> None:
         self._db = db
+        self._hold = hold
         self._has_gateway = has_gateway
         self._lock = asyncio.Lock()
         self._text = b""
@@ -38,16 +43,17 @@ class Exposition:
             if time.monotonic() - self._made >= FRESH:
                 try:
                     async with asyncio.timeout(PATIENCE):
-                        self._show(await cluster.figures(self._db))
+                        self._show(await cluster.figures(self._db), is_held=await self._hold.reason() is not None)
                 except AWAY as error:
                     log.warning("the database is away: no metrics of it", error=str(error) or type(error).__name__)
                     telemetry.forget_cluster()
                 self._text, self._made = telemetry.exposition(), time.monotonic()
             return self._text
 
-    def _show(self, figures: Figures) -> None:
+    def _show(self, figures: Figures, *, is_held: bool) -> None:
         telemetry.forget_cluster()  # also of gateways that are there no more
         telemetry.DATABASE_UP.set(1)
+        telemetry.HELD.set(is_held)
         for status in ALIVE:
             telemetry.MAILINGS.labels(status.value).set(figures.mailings.get(status, 0))
         for name in ("waiting", "retrying", "unknown"):

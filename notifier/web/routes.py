@@ -157,6 +157,6 @@ def make_application(context: Context, routes: tuple[Route, ...] = ROUTES) -> Ap
         transforms=[compress.Gzip],
         cookie_secret=context.secret_key,
         context=context,
-        exposition=metrics.Exposition(context.db, has_gateway=context.gateway.url is not None),
+        exposition=metrics.Exposition(context.db, context.hold, has_gateway=context.gateway.url is not None),
         openapi=orjson.dumps(openapi.describe(routes, context.version, context.public.url or "/")),
     )

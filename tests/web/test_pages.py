@@ -25,7 +25,14 @@ from notifier.web.base import Caller, digest_of
 from notifier.web.pages import words
 from notifier.web.pages.base import HOME, Form, Progress, as_text, read_time, several, show_time
 from notifier.web.routes import ROUTES
-from tests.storage.test_messages import insert_attempts, insert_clients, insert_everything, insert_mailing, insert_slice
+from tests.storage.test_messages import (
+    insert_attempts,
+    insert_batch,
+    insert_clients,
+    insert_everything,
+    insert_mailing,
+    insert_slice,
+)
 from tests.web.conftest import TOKEN, Api, MakeApi
 
 SCRIPT = "<script>alert(1)</script>"
@@ -615,8 +622,18 @@ async def test_a_copy_of_the_database_is_released_with_a_button(make_api: MakeAp
     for page in (HOME, "/admin/clients"):
         assert "last used by the installation 'production', and INSTANCE is 'staging'" in (await browser.get(page)).text
     assert "1 mailing scheduled or running" in (await browser.get("/admin/release")).text
+    moving = {"HX-Request": "true"}
+    for page, state in ((HOME, "Sending: Held"), ("/admin/gateways/default", "Gateway Held")):
+        assert (await browser.get(page)).text.count("This database looks like a copy") == 1
+        shown = await browser.call("GET", page, moving)  # what an open page asks for every two seconds
+        assert state in shown.text
+        assert "looks like a copy" in shown.text
     await browser.press("/admin/release", "/admin/release")
     assert "looks like a copy" not in (await browser.get(path)).text
+    for page, state in ((HOME, "Sending: Running"), ("/admin/gateways/default", "Gateway Running")):
+        shown = await browser.call("GET", page, moving)
+        assert state in shown.text
+        assert "looks like a copy" not in shown.text
     assert (await browser.get("/admin/release")).location == HOME
 
 
@@ -776,6 +793,34 @@ async def test_what_a_gateway_says_is_shown_and_never_markup(browser: Browser, d
     page = await browser.get("/admin/gateways/default")
     assert "it points to" in page.text
     assert "<script>alert" not in page.html
+
+
+async def test_the_next_probe_is_told_only_while_it_is_ahead(browser: Browser, db: Pool) -> None:
+    await browser.log_in()
+    await gateways.open_breaker(db, "default", "The gateway answered 500.")
+    assert "until the next probe, at" in (await browser.get("/admin/gateways/default")).text
+    assert "Sending: Out of order" in (await browser.get(HOME)).text
+    await db.execute("UPDATE gateways SET retry_at = now() - interval '1 s'")
+    page = (await browser.get("/admin/gateways/default")).text
+    assert "until the next probe" in page
+    assert "until the next probe, at" not in page
+
+
+async def test_a_retry_whose_time_has_come_is_due(browser: Browser, db: Pool) -> None:
+    """Message 1 is tried again in an hour, and then its time is past."""
+    await browser.log_in()
+    mailing_id = await insert_mailing(db)
+    await insert_slice(db, mailing_id, 1, await insert_clients(db, 1))
+    await insert_attempts(db, mailing_id, 1, ("unavailable", "retrying"))
+    await insert_batch(db, mailing_id, [1], 2, "retrying")
+    lists = f"/admin/mailings/{mailing_id}?status=retrying"
+    await db.execute("UPDATE batches SET due_at = now() + interval '1 h'")
+    assert "again at" in (await browser.get(lists)).text
+    await db.execute("UPDATE batches SET due_at = now() - interval '1 h'")
+    page = (await browser.get(lists)).text
+    assert "again at" not in page
+    assert "1 due" in page
+    assert "Next attempt due" in (await browser.get("/admin/messages/1")).text
 
 
 async def test_without_a_gateway_the_pages_say_what_to_do(make_api: MakeApi) -> None:

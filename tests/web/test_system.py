@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from notifier import __version__
 from notifier.storage.database import Pool, create_pool
+from notifier.storage.installation import Hold
 from notifier.web.base import GatewayDefaults
 from tests.storage.scenes import running
 from tests.web.conftest import Api, MakeApi
@@ -79,6 +80,15 @@ async def test_metrics_see_that_sending_has_stopped(make_api: MakeApi, db: Pool)
     assert (await scraped(unconfigured))["notifier_gateway_state,default,unconfigured"] == 1
 
 
+async def test_metrics_see_a_database_that_is_held_as_a_copy(make_api: MakeApi, db: Pool) -> None:
+    await Hold(db, "production").begin()
+    hold = Hold(db, "staging")
+    await hold.begin()
+    assert (await scraped(make_api(hold=hold)))["notifier_held"] == 1
+    await hold.release()
+    assert (await scraped(make_api(hold=hold)))["notifier_held"] == 0
+
+
 async def test_scrapes_within_a_second_ask_the_database_once(api: Api, db: Pool) -> None:
     """Forty at once, and forty more: one count, or two where the machine is slow."""
     asked = 0
@@ -104,6 +114,7 @@ async def test_without_a_database_metrics_say_so_and_show_no_old_figure(make_api
     pool.terminate()
     assert shown["notifier_database_up"] == 0
     assert math.isnan(shown["notifier_oldest_due_seconds"])
+    assert math.isnan(shown["notifier_held"])
     assert not [name for name in shown if name.startswith(("notifier_mailings,", "notifier_gateway_state,"))]
     assert "notifier_loop_lag_seconds" in shown
 
