@@ -114,6 +114,11 @@ def add_clients(service: str, count: int) -> None:
         assert answer.status == 200
 
 
+def hexadecimal(colour: str) -> str:
+    """A colour as a browser says it, ``rgb(1, 2, 3)``, as ``#010203``."""
+    return "#" + "".join(f"{int(part):02x}" for part in re.findall(r"\d+", colour)[:3])
+
+
 def log_in(page: Page) -> None:
     page.goto("/")
     page.get_by_label("API token").fill(TOKEN)
@@ -138,12 +143,13 @@ def test_a_mailing_is_made_in_the_page_and_watched_until_it_is_over(
     page.get_by_role("button", name="Make and start").click()
     page.get_by_role("button", name="Send").click()
 
-    expect(page.get_by_role("status").first).to_contain_text("is on its way")
+    expect(page.get_by_role("status").first).to_contain_text("was started")
     expect(page.locator("h1 .badge")).to_have_text("Running")
     sent = page.locator(".tile.sent strong")
     expect(sent).not_to_have_text("0")
     halfway = int(sent.inner_text())
     expect(page.locator("h1 .badge")).to_have_text("Finished")  # nobody has loaded the page again
+    expect(page.locator("#flash")).to_have_count(0)  # what it said of the start is past
     assert 0 < halfway <= CLIENTS
     expect(sent).to_have_text(str(CLIENTS))
     expect(page.locator(".percent")).to_have_text(f"{CLIENTS} of {CLIENTS} sent")
@@ -226,16 +232,19 @@ def test_a_tag_can_be_read_in_both_schemes(page: Page, service: str) -> None:
         page.emulate_media(color_scheme=scheme)
         page.goto("/admin/clients")
         shown = page.locator(".tag").first.evaluate(colours)
-        hexes = ["#" + "".join(f"{int(part):02x}" for part in re.findall(r"\d+", each)[:3]) for each in shown]
-        assert contrast(*hexes) >= 4.5, (scheme, shown)
+        assert contrast(*map(hexadecimal, shown)) >= 4.5, (scheme, shown)
 
 
 def test_the_documentation_follows_the_scheme_and_has_a_way_back(page: Page) -> None:
     ground = "getComputedStyle(document.body).backgroundColor"
     page.emulate_media(color_scheme="dark")
-    page.goto("/docs/")
+    page.goto("/docs/#/Mailings/createMailing")
     expect(page.locator("html")).to_have_class(re.compile("dark-mode"))
     dark = page.evaluate(ground)
+    for name in (".examples-select__section-label", "td.header-col"):
+        label = page.locator(name).first
+        expect(label).to_be_visible()
+        assert contrast(hexadecimal(label.evaluate("e => getComputedStyle(e).color")), hexadecimal(dark)) >= 4.5, name
     page.emulate_media(color_scheme="light")
     expect(page.locator("html")).not_to_have_class(re.compile("dark-mode"))
     assert page.evaluate(ground) != dark
@@ -267,6 +276,11 @@ def test_no_page_is_wider_than_its_screen_and_every_field_has_a_label(page: Page
     page.get_by_label("Text").fill("W" * 150)
     page.get_by_label("Everybody").check()
     page.get_by_role("button", name="Keep as a draft").click()
+    page.goto("/admin/mailings/new")
+    page.get_by_label("Text").fill("A line. " * 1_200)
+    page.get_by_label("Everybody").check()
+    page.get_by_role("button", name="Make and start").click()
+    assert page.locator(".bubble").evaluate("e => e.scrollHeight <= e.clientHeight")  # nothing of it is hidden
     for path in ("/admin/", "/admin/mailings", "/admin/mailings/deleted",
                  "/admin/mailings/new", "/admin/mailings/1", "/admin/mailings/1/start",
                  "/admin/clients", "/admin/clients/new",

@@ -17,7 +17,7 @@ from aiohttp import FormData
 from notifier import models
 from notifier.errors import Invalid, Problem
 from notifier.models import Status
-from notifier.storage import gateways, mailings
+from notifier.storage import gateways, mailings, statistics
 from notifier.storage.database import Pool
 from notifier.storage.installation import Hold
 from notifier.web import schemas
@@ -297,7 +297,7 @@ async def test_a_mailing_is_made_changed_started_paused_resumed_and_cancelled(br
     assert "“Sale” is changed." in changed.text
     assert "Hours any" in changed.text
 
-    assert "“Sale” is started." in (await browser.press(f"{path}/start", f"{path}/start")).text
+    assert "“Sale” was started." in (await browser.press(f"{path}/start", f"{path}/start")).text
     assert "It is started already." in (await browser.get((await browser.get(f"{path}/start")).location)).text
     assert "is paused" in (await browser.press(path, f"{path}/pause")).text
     assert "goes on" in (await browser.press(path, f"{path}/resume")).text
@@ -436,7 +436,7 @@ async def test_nobody_is_texted_before_it_was_said_how_many(browser: Browser, db
     back = await browser.post("/admin/mailings", kept | {"back": "1"})
     assert back.form("/admin/mailings") | {"_xsrf": ""} == given | {"_xsrf": ""}
     done = await browser.post("/admin/mailings", kept | {"sure": "1"})
-    assert "is on its way" in (await browser.get(done.location)).text
+    assert "was started" in (await browser.get(done.location)).text
     assert (await browser.post("/admin/mailings", kept | {"sure": "1"})).location == done.location
     assert await db.fetchval("SELECT array_agg(text) FROM mailing_texts") == [given["text"]]
 
@@ -491,7 +491,7 @@ async def test_a_draft_also_says_whom_it_goes_to(
     again = await browser.get(refused.location)
     assert "look again" in again.text
     assert "changed meanwhile" in again.text
-    assert "is started" in (await browser.press(f"{draft}/start", f"{draft}/start")).text
+    assert "was started" in (await browser.press(f"{draft}/start", f"{draft}/start")).text
 
 
 async def test_without_any_client_everybody_is_nobody(browser: Browser) -> None:
@@ -554,12 +554,16 @@ async def test_after_the_start_the_audience_is_settled(browser: Browser, db: Poo
     path = f"/admin/mailings/{mailing_id}/edit"
     page = await browser.get(path)
     assert "are settled" in page.text
+    numbers = await statistics.of_mailing(db, mailing_id)
+    gone = sum(numbers.messages[each] for each in (Status.SENT, Status.DELIVERED, Status.UNDELIVERED))
+    assert f"not sent yet ({gone} of {numbers.audience} are sent)." in page.text
     assert "operator_codes" not in page.form(path)
     done = await browser.press(path, path, text="another", audience="everybody", starts_at="2000-01-01T00:00")
-    assert "is changed" in done.text
+    assert "is changed. Messages that are not sent yet get the new text." in done.text
+    assert "new text" not in (await browser.press(path, path, name="another")).text
 
     await db.execute("UPDATE mailings SET status = 'finished', over_at = now()")
-    late = await browser.post(path, page.form(path) | {"version": "2", "text": "too late"})
+    late = await browser.post(path, page.form(path) | {"version": "3", "text": "too late"})
     assert late.status == 409
     assert "nothing can be changed any more" in late.text
 
@@ -588,6 +592,31 @@ async def test_a_mailing_shows_its_numbers_and_its_messages_by_status(browser: B
     assert "« Newest" in (await browser.get(unescape(older[1]).partition("#")[0])).text
     for name in (f"/admin/mailings?status={status}", "/admin/"):
         assert f'href="{path}"' in (await browser.get(name)).html
+
+
+async def test_the_tiles_add_up_to_the_messages(browser: Browser, db: Pool) -> None:
+    """One mailing runs, one was cancelled and one came to its end; 5 of each wait, or never were sent."""
+    await browser.log_in()
+    paths = [HOME]
+    stands = {"sent": 7, "delivered": 1, "undelivered": 2, "failed": 3, "unknown": 4, "suppressed": 1, "retrying": 2}
+    for status in ("running", "cancelled", "finished"):
+        mailing_id = await insert_mailing(db, status)
+        await db.execute("UPDATE mailings SET audience = 25 WHERE id = $1", mailing_id)
+        for standing, count in stands.items():
+            await db.execute("INSERT INTO counters VALUES ($1, 0, $2, $3, now(), now())", mailing_id, standing, count)
+        paths.append(f"/admin/mailings/{mailing_id}")
+    for path in paths:
+        html = (await browser.get(path)).html
+        tiles = {
+            name: int(re.sub(r"<[^>]*>", "", value))
+            for name, value in re.findall(
+                r'<div class="tile [^"]*"><span>(.*?)</span><strong>(.*?)</strong>', html, re.S
+            )
+            if name not in ("A second", "Left", "Took")
+        }
+        whole = tiles.pop("Messages" if path == HOME else "Recipients")
+        assert sum(tiles.values()) == whole, (path, tiles)
+        assert ("Cancelled" in tiles) == (path in paths[:1] + paths[2:3])
 
 
 async def test_the_list_goes_on_page_by_page(browser: Browser, db: Pool) -> None:
@@ -982,7 +1011,7 @@ async def test_a_mailing_that_texted_nobody_is_not_called_finished(browser: Brow
     assert "Finished" not in page.text
     assert "Nobody was texted" in page.text
     assert "100 %" not in page.text
-    assert f'href="{path}?status=expired#messages"' in page.html.partition(">Not sent<")[2].partition("</div>")[0]
+    assert f'href="{path}?status=expired#messages"' in page.html.partition(">Expired<")[2].partition("</div>")[0]
     assert ">Ended<" in (await browser.get("/admin/mailings")).html
 
 

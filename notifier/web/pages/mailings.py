@@ -43,7 +43,7 @@ KEYS = {
     "window_to": "window",
 }
 DONE = {
-    "start": "“{}” is started.",
+    "start": "“{}” was started.",
     "pause": "“{}” is paused. What is under way is finished; nothing new goes out.",
     "resume": "“{}” goes on.",
     "cancel": "“{}” is cancelled. What was not sent stays unsent.",
@@ -122,12 +122,14 @@ class MailingPage(Page):
         body["priority"] = int(number) if number.removeprefix("-").isdecimal() and len(number) < 5 else number
         return body
 
-    def show_form(self, form: Form, *, mailing: Mailing | None = None, fixed: bool = False, once: str = "") -> None:
+    async def show_form(self, form: Form, *, mailing: Mailing | None = None, once: str = "") -> None:
         """Answer with the form, for ``mailing`` or a new one, whose key is ``once`` where it has one already."""
+        fixed = mailing is not None and _begun(mailing)
         self.show(
             "mailings/form.html",
             form=form,
             mailing=mailing,
+            progress=(await progress_of(self.db, [mailing])).get(mailing.id) if mailing and fixed else None,
             fixed=fixed,
             title=f"Edit {title_of(mailing)}" if mailing else "New mailing",
             once=once or secrets.token_hex(16),
@@ -205,7 +207,7 @@ class Mailings(MailingPage):
         once = self.get_body_argument("once", "")
         draft, sure, back = (bool(self.get_body_argument(button, "")) for button in ("draft", "sure", "back"))
         if back:
-            self.show_form(form, once=once)
+            await self.show_form(form, once=once)
             return
 
         async def create(connection: Connection) -> Mailing:
@@ -226,11 +228,11 @@ class Mailings(MailingPage):
             if not form.errors:
                 form.blame(error, POINTERS)
             self.set_status(422)
-            self.show_form(form)
+            await self.show_form(form)
             return
         self.wake()
         name = f"“{form.values['name'][:80]}”" if form.values["name"] else "The mailing"
-        ahead = "is kept as a draft" if draft else "starts by itself" if form.values["starts_at"] else "is on its way"
+        ahead = "is kept as a draft" if draft else "starts by itself" if form.values["starts_at"] else "was started"
         self.go(path, f"{name} {ahead}.")
 
     async def _tried(self, create: Callable[[Connection], Awaitable[Mailing]]) -> Mailing:
@@ -270,7 +272,7 @@ class NewMailing(MailingPage):
     async def get(self) -> None:
         end = (datetime.now(UTC) + timedelta(days=1)).replace(minute=0)
         values = {**dict.fromkeys(FIELDS, ""), "audience": "some", "priority": "0"}
-        self.show_form(Form({**values, "ends_at": show_time(end.replace(second=0), self.zone)}))
+        await self.show_form(Form({**values, "ends_at": show_time(end.replace(second=0), self.zone)}))
 
 
 class OneMailing(MailingPage):
@@ -322,7 +324,7 @@ class EditMailing(MailingPage):
         if mailing.status in OVER:
             self.go(f"/admin/mailings/{mailing_id}", "It is over: nothing can be changed any more.", wrong=True)
             return
-        self.show_form(self.form_of(mailing), mailing=mailing, fixed=_begun(mailing))
+        await self.show_form(self.form_of(mailing), mailing=mailing)
 
     async def post(self, mailing_id: int) -> None:
         mailing = await mailings.get(self.db, mailing_id)
@@ -341,24 +343,27 @@ class EditMailing(MailingPage):
             if not form.errors:
                 form.blame(error, POINTERS)
             self.set_status(422)
-            self.show_form(form, mailing=mailing, fixed=_begun(mailing))
+            await self.show_form(form, mailing=mailing)
         except Stale:
-            self._show_conflict(await mailings.get(self.db, mailing_id), form)
+            await self._show_conflict(await mailings.get(self.db, mailing_id), form)
         except Conflict as error:
             form.refuse("", str(error))
             mailing = await mailings.get(self.db, mailing_id)
             self.set_status(409)
-            self.show_form(form, mailing=mailing, fixed=_begun(mailing))
+            await self.show_form(form, mailing=mailing)
         else:
             self.wake()
-            self.go(f"/admin/mailings/{mailing_id}", f"“{title_of(mailing)}” is changed.")
+            what = f"“{title_of(mailing)}” is changed."
+            if "text" in body and _begun(mailing):
+                what += " Messages that are not sent yet get the new text."
+            self.go(f"/admin/mailings/{mailing_id}", what)
 
-    def _show_conflict(self, mailing: Mailing, form: Form) -> None:
+    async def _show_conflict(self, mailing: Mailing, form: Form) -> None:
         newer = {name: value for name, value in self.form_of(mailing).values.items() if value != form.values[name]}
         self.set_status(412)
         form.refuse("", "Somebody changed this mailing while you did. Nothing is saved yet: see below what it says "
                         "now, and save again to put your values in its place.")  # fmt: skip
-        self.show_form(Form(form.values, form.errors, newer), mailing=mailing, fixed=_begun(mailing))
+        await self.show_form(Form(form.values, form.errors, newer), mailing=mailing)
 
 
 def _begun(mailing: Mailing) -> bool:
