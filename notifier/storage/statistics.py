@@ -51,7 +51,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """One mailing in one snapshot; ``rate`` is messages (sent or failed) a second over the last 10 s."""
+    """One mailing in one snapshot; ``rate`` is messages (sent or failed) a second over the last 10 s.
+
+    ``forecast_finish_at`` is None until it has been sent for 10 to 20 s: see `_forecast`.
+    """
 
     audience: int
     planned: bool
@@ -124,6 +127,11 @@ async def of_mailing(db: Db, mailing_id: int, step: Step = Step.MINUTE) -> Stati
                    )::float8 / $3
                    FROM series WHERE mailing_id = m.id AND at > now() - $3 * interval '2 seconds'
                ) AS rate,
+               (
+                   SELECT count(DISTINCT at) = 2 FROM series
+                   WHERE mailing_id = m.id AND at > now() - $3 * interval '3 seconds'
+                     AND at <= now() - $3 * interval '1 second'
+               ) AS steady,
                ARRAY(
                    SELECT row(point.at, point.sent, point.failed) FROM (
                        SELECT date_trunc($2, s.at, 'UTC') AS at, sum(sent)::bigint AS sent,
@@ -173,7 +181,13 @@ async def of_mailing(db: Db, mailing_id: int, step: Step = Step.MINUTE) -> Stati
 
 
 def _forecast(row: asyncpg.Record, messages: dict[Status, int]) -> datetime | None:
-    if row["status"] != MailingStatus.RUNNING or not row["planned"] or row["rate"] < 0.01:
+    """When the last message is sent at the present rate; None where nothing is known of that.
+
+    ``steady`` says that both rows of the series before the present one have results, so sending began at least 10 s
+    ago, and the rate is of ten seconds of sending. After the first second of a mailing it is of one second and nine
+    of nothing, and the end would seem ten times as far off.
+    """
+    if row["status"] != MailingStatus.RUNNING or not row["planned"] or not row["steady"] or row["rate"] < 0.01:
         return None
     left = sum(messages[status] for status in (Status.WAITING, Status.SENDING, Status.RETRYING))
     now: datetime = row["now"]

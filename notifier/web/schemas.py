@@ -1015,7 +1015,14 @@ class StatisticsOut(Schema):
     messages = fields.Nested(StatusesOut, required=True)
     failures = fields.List(fields.Nested(FailureOut), required=True)
     rate = fields.Float(required=True, metadata={"description": "Messages a second over the last 10 s."})
-    forecast_finish_at = Moment(required=True, allow_none=True)
+    forecast_finish_at = Moment(
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": "When the last message is sent at this rate. null unless the mailing is running, its "
+            "audience is planned, and it has been sent for 10 to 20 s without a gap: before that the rate is too low."
+        },
+    )
     first_sent_at = Moment(required=True, allow_none=True)
     last_sent_at = Moment(required=True, allow_none=True)
     series = PointsOut(required=True, metadata={"description": "The newest 1,000 points, oldest first."})

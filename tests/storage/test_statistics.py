@@ -211,6 +211,22 @@ async def test_the_rate_slides_over_ten_seconds(db: Pool) -> None:
             assert (await statistics.of_mailing(connection, mailing_id)).forecast_finish_at is None
 
 
+@pytest.mark.parametrize("gap", [14, 24])
+async def test_there_is_no_forecast_before_the_rate_is_of_ten_seconds_of_sending(db: Pool, gap: int) -> None:
+    """Sending began, or went on after a pause, in the row of 4 s or of 14 s ago: the last 10 s are not all of it."""
+    async with db.acquire() as connection, connection.transaction():
+        mailing_id = await insert_mailing(connection, audience=1_000)
+        await insert_counters(connection, mailing_id, sent=100)
+        rows = [(mailing_id, seconds) for seconds in (4, 14, 24, 34)]
+        insert = "INSERT INTO series SELECT $1, 0, now() - $2 * interval '1 second', 50, 0"
+        await connection.executemany(insert, [row for row in rows if row[1] != gap])
+        found = await statistics.of_mailing(connection, mailing_id)
+        assert found.rate > 0
+        assert found.forecast_finish_at is None
+        await connection.execute(insert, mailing_id, gap)
+        assert (await statistics.of_mailing(connection, mailing_id)).forecast_finish_at is not None
+
+
 async def test_a_series_has_points_of_the_width_asked_for(db: Pool) -> None:
     """Rows of ten seconds and two slots, over two hours and two days, in UTC."""
     mailing_id = await insert_mailing(db, audience=9)

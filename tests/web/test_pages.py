@@ -1102,7 +1102,8 @@ async def test_speed_and_time_left_stand_still_for_nobody(browser: Browser, db: 
     await db.execute(
         """
         INSERT INTO series
-        VALUES ($1, 0, to_timestamp(10 * floor(extract(epoch FROM now()) / 10)), 90, 0)
+        SELECT $1, 0, to_timestamp(10 * (floor(extract(epoch FROM now()) / 10) - ago)), 90, 0
+        FROM generate_series(-1, 2) ago  -- also the next one, should it begin meanwhile
         """,
         mailing_id,
     )
