@@ -183,7 +183,8 @@ class Reason(StrEnum):
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"  # the cap on counted attempts
     WINDOW = "window"  # outside the client's local hours
     PAUSED = "paused"  # the mailing, the gateway or the whole service was paused
-    ENDED = "ended"  # the mailing was over
+    ENDED = "ended"  # the mailing's end came
+    CANCELLED = "cancelled"  # somebody cancelled the mailing, or deleted it while it was not over
     RELEASED = "released"  # the replica shut down before the request was started
     CLIENT_DELETED = "client_deleted"
     LATE = "late"  # a true result that came after a take-over had written another row; the detail names its reason

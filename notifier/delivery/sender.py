@@ -65,6 +65,8 @@ LINED_UP = 10.0
 AFTER_BUG = 60.0
 # Batches in hand at once; each takes part in every record.
 MAX_WORKS = 64
+# Why a batch is given back, by the status of its mailing; of every other status the end has come.
+STOPPED_BY = {MailingStatus.PAUSED: Reason.PAUSED, MailingStatus.CANCELLED: Reason.CANCELLED}
 
 
 class View:
@@ -619,8 +621,7 @@ class Sender:
                 work.unstage()  # not granted: paused, over, or somebody wrote a row for one of them; load again
             work.late = row.late
             if row.status is not MailingStatus.RUNNING or row.now >= row.ends_at:
-                over = row.status is not MailingStatus.PAUSED
-                self.release(work, Reason.ENDED if over else Reason.PAUSED)
+                self.release(work, STOPPED_BY.get(row.status, Reason.ENDED))
             elif not self.limits.usable():
                 self.release(work, Reason.PAUSED)
             elif self.stopping:

@@ -35,6 +35,8 @@ EXAMINED = 10_000
 """Rows one page looks at; when too few of them belong to the list, the page is short."""
 
 IN_LEDGER = frozenset({Status.FAILED, Status.UNKNOWN, Status.SUPPRESSED, Status.DELIVERED, Status.UNDELIVERED})
+WHY_OVER = {Status.EXPIRED: Reason.ENDED, Status.CANCELLED: Reason.CANCELLED}
+"""The reason of a message that has no ledger row to say one."""
 CURSOR_SIZES = {status: {3} for status in Status} | {status: {1} for status in (*IN_LEDGER, Status.SENT)}
 CURSOR_SIZES[Status.UNKNOWN] = {1, 3}  # first the batches, then the ledger
 
@@ -380,8 +382,8 @@ def _message(row: asyncpg.Record, timeline: bool) -> Message:
     sending = bool(row["marked"])
     status = status_of(standings[-1] if standings else Standing.WAITING, mailing, sending=sending)
     reason = attempts[-1].reason if attempts else None
-    if reason is None and status in (Status.EXPIRED, Status.CANCELLED):
-        reason = Reason.ENDED
+    if reason is None and status in WHY_OVER:
+        reason = WHY_OVER[status]
     return Message(
         id=row["id"],
         mailing_id=row["mailing_id"],

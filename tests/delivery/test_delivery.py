@@ -578,6 +578,9 @@ async def test_pause_and_cancel_take_effect_within_a_second(world: World, verb: 
     assert counts.keys() == {"sent", status}
     assert await last_start(world) <= answered.updated_at + timedelta(seconds=1)
     await world.check(mailing)
+    if verb == "cancel":  # those that were marked, which have a ledger row, and those that were not
+        found, _ = await messages.of_mailing(world.db, mailing.id, Status.CANCELLED, None, 300)
+        assert {message.reason for message in found} == {"cancelled"}
     if verb == "pause":
         world.simulator.script()
         await mailings.act(world.db, mailing.id, "resume")
