@@ -74,6 +74,10 @@ BALANCED = """\
 Checked: nothing is left waiting, the statistics equal the counted messages,
 and every sent id stands in the gateway's ledger exactly once."""
 
+STOPPING = """
+Stopping: what is under way is finished and written down.
+Run the demo again to go on: its database is kept, and a mailing that is not finished goes on."""
+
 
 class Failed(NotifierError):
     """The demo did not come out as it should."""
@@ -126,6 +130,7 @@ async def _until_stopped(work: Coroutine[Any, Any, None]) -> bool:
 
     def signalled(by: signal.Signals) -> None:
         if not task.cancelling():
+            click.echo(STOPPING)
             task.cancel()
         elif by is not signal.SIGHUP:
             app.end_at_once()

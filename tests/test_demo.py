@@ -155,6 +155,8 @@ async def test_stopped_in_the_middle(place: Path, leave: list[str], code: int) -
         assert process.wait(PATIENCE) == code
         assert "Traceback" not in said()
         assert "exactly once" not in said()
+        assert said().count("Stopping: ") == 1
+        assert "Run the demo again to go on" in said()
 
 
 def test_the_sample_is_always_the_same() -> None:
