@@ -15,9 +15,17 @@ def without_port(host: str) -> str:
     return host.partition(":")[0] if host.count(":") == 1 else host
 
 
-@lru_cache(maxsize=4096)  # the same peers come again and again; parsing takes as long as the rest of a request's head
+LONGEST = 64
+"""Characters that an IP address can have, with room for a zone; a header may be as long as its sender likes."""
+
+
 def parsed(text: str) -> IPv4Address | IPv6Address | None:
     """Return the IP address, or None where it is none; IPv4 on a socket of both families is IPv4."""
+    return _parsed(text) if len(text) <= LONGEST else None
+
+
+@lru_cache(maxsize=4096)  # the same peers come again and again; parsing takes as long as the rest of a request's head
+def _parsed(text: str) -> IPv4Address | IPv6Address | None:
     try:
         address = ip_address(text)
     except ValueError:

@@ -57,14 +57,14 @@ class PublicUrl:
             return uri
         return rest if rest.startswith("/") else f"/{rest}"
 
-    def is_of(self, host: str, peer: str) -> bool:
-        """Whether a request with this ``Host`` from this peer may be answered.
+    def is_of(self, host: str, client: str) -> bool:
+        """Whether a request with this ``Host`` from this client's address may be answered.
 
         With https only the public host is: a cookie is never asked for over another name, and no name that is made to
         lead here (DNS rebinding) gets an answer. On the machine itself a loopback address does as well.
         """
         return (
-            not self.is_https or as_in_origin(host, "https") == self.host or (is_loopback(host) and is_loopback(peer))
+            not self.is_https or as_in_origin(host, "https") == self.host or (is_loopback(host) and is_loopback(client))
         )
 
 

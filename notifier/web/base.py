@@ -349,7 +349,7 @@ class Base(tornado.web.RequestHandler):
 
     def _check_host(self) -> None:
         public = self.context.public
-        if not (self.ANY_HOST or public.is_of(self.request.host, self.request.remote_ip or "")):
+        if not (self.ANY_HOST or public.is_of(self.request.host, self.client.address)):
             raise Misdirected(self.request.host, public.url)
 
     def _check_method(self) -> None:

@@ -175,6 +175,15 @@ async def test_another_host_is_misdirected_but_for_health_and_the_machine_itself
         assert (await api.get("//api/v1/clients")).status == 200, host
 
 
+async def test_a_stranger_is_not_this_machine_because_the_proxy_is(make_api: MakeApi) -> None:
+    api = make_api(public=PREFIXED, proxies=(ip_network("127.0.0.0/8"),))
+    for given, status in (("203.0.113.9", 421), ("127.0.0.1", 200)):
+        api.headers = {"Host": "localhost", "X-Forwarded-For": given}
+        assert (await api.get("//api/v1/clients")).status == status, given
+        large = await api.post("//api/v1/clients/batch", data=b"[" + b" " * 100_000)
+        assert (large.status == 421) is (status == 421), given
+
+
 async def test_with_https_every_answer_says_so(make_api: MakeApi) -> None:
     paths = ("//healthz", "//admin/login", "//", "//nothing", "//static/admin/admin.css", "//docs/", "//api/v1/clients")
     for url, header in (
