@@ -13,7 +13,7 @@ from hashlib import sha256
 from notifier import install
 
 STATIC = install.assets("static")
-COMPRESSED = (".css", ".html", ".js", ".svg", ".txt")
+COMPRESSED = (".css", ".html", ".js", ".json", ".svg", ".txt")
 YEAR = 365 * 24 * 3600
 TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}  # whatever the system's table says
 
@@ -32,13 +32,14 @@ class File:
 def files() -> Mapping[str, File]:
     """Return every file below ``static``, by its path there."""
     return {
-        path.relative_to(STATIC).as_posix(): _file(path.name, path.read_bytes())
+        path.relative_to(STATIC).as_posix(): made(path.name, path.read_bytes())
         for path in sorted(STATIC.rglob("*"))
         if path.is_file()
     }
 
 
-def _file(name: str, body: bytes) -> File:
+def made(name: str, body: bytes) -> File:
+    """Return the file of this content; the end of its name says its type, and whether it is compressed."""
     suffix = f".{name.rpartition('.')[2]}"
     packed = gzip.compress(body, mtime=0) if suffix in COMPRESSED else None
     kind = TYPES.get(suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"

@@ -158,5 +158,7 @@ def make_application(context: Context, routes: tuple[Route, ...] = ROUTES) -> Ap
         cookie_secret=context.secret_key,
         context=context,
         exposition=metrics.Exposition(context.db, context.hold, has_gateway=context.gateway.url is not None),
-        openapi=orjson.dumps(openapi.describe(routes, context.version, context.public.url or "/")),
+        openapi=files.made(
+            "openapi.json", orjson.dumps(openapi.describe(routes, context.version, context.public.url or "/"))
+        ),
     )

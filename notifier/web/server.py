@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
@@ -37,7 +38,7 @@ from tornado.httputil import (
     ResponseStartLine,
 )
 from tornado.ioloop import IOLoop
-from tornado.iostream import IOStream, UnsatisfiableReadError
+from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
 from notifier import telemetry
 from notifier.web.base import (
@@ -57,10 +58,21 @@ IDLE = 75.0
 """Seconds a connection may wait for its next request; proxies keep theirs for 60."""
 BODY_TIME = 120.0
 """Seconds for a body: `LARGEST_BODY` at 0.6 Mbit/s."""
-STALLED = 60.0
-"""Seconds that a write may make no progress."""
+STALLED, SLOWEST = 60.0, 500
+"""Seconds over which an answer that waits for its client to read goes out at so many bytes a second, or is cut off.
+
+The rate is twice the default of Kestrel (``MinResponseDataRate``, 240) and half of what the slowest GPRS brings (CS-1:
+9.05 kbit/s).
+"""
+PATIENT = 64 * 1024
+"""Bytes a second from which on who reads an answer does not keep us waiting: half of them, half of the time we wait."""
+UNSENT = 64 * 1024
+"""Bytes not sent yet that the kernel takes of a connection (``TCP_NOTSENT_LOWAT``, tcp(7)): what goes out is seen in
+steps of half of it. Left alone, it takes megabytes, and tells of progress when a third of them is sent."""
 DROPPED_MAX = 8 * LARGEST_BODY
 """Bytes of a refused body that are read and dropped; from there on the connection is closed instead."""
+CHUNKS = 256
+"""Chunks that a body may have without a token that suffices; each costs some 20 µs, however small it is."""
 CHUNK_LINE, TRAILERS = 4096, 8192
 """Bytes of the line that begins a chunk, with its extensions, and of the fields after the last; both are ignored."""
 LINGER, LINGERING, LINGER_BYTES = 2.0, 64, 1024 * 1024
@@ -132,20 +144,32 @@ class Stream(IOStream):
         self.is_new = True  # no request of it was read to its end
         self.is_answering = False
         self.reads_body = False
+        self.is_known = False  # the present request's token suffices
+        self.sent = 0
         self.begun: float | None = None  # when the first byte of the present request came
-        self.since = self.moved = time.monotonic()
+        self.since = time.monotonic()
         self._server = server
         self._is_ahead = self._has_line = self._is_answered = self._is_refused = self._at_trailers = False
+        self._line_left = HEAD  # bytes in which the request line is to end
+        self._chunks = 0
+        self._drops = 0
 
     def wait(self) -> None:
         """A request may come from now on."""
         self.since = time.monotonic()
         self.begun = self.since if self._is_ahead else None
         self.is_answering = self.reads_body = self._is_ahead = self._has_line = self._is_answered = False
+        self.is_known = False
+        self._line_left, self._chunks = HEAD, 0
 
     def admitted(self) -> None:
         """Whoever sends this large body may: it is not one of those that make room for others."""
+        self.is_known = True
         self._server.is_busy(self)
+
+    def drop(self, most: int) -> None:
+        """Read chunks no more: drop whatever comes until the client closes, ``most`` bytes at most."""
+        self._drops = most
 
     # reading
 
@@ -157,7 +181,8 @@ class Stream(IOStream):
             elif self.begun is None:
                 self.begun = time.monotonic()
             if not (self._has_line or self.reads_body):
-                self._has_line = b"\n" in bytes(buf[:count])
+                self._has_line = b"\n" in bytes(buf[: min(count, self._line_left)])
+                self._line_left = max(0, self._line_left - count)
         elif count == 0 and not self.reading():
             # It has sent all it will, and may still read. Listening would tell the same for ever; the next read finds
             # the end again.
@@ -166,7 +191,15 @@ class Stream(IOStream):
         return count
 
     def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
-        """Read the line that begins a chunk; Tornado reads nothing else with this."""
+        """Read the line that begins a chunk; Tornado reads nothing else with this.
+
+        Raises HTTPInputError for too many of them.
+        """
+        if self._drops:
+            return self._drop()
+        self._chunks += 1
+        if self._chunks > CHUNKS and not self.is_known:
+            raise HTTPInputError(f"over {CHUNKS} chunks, without a token that suffices: send fewer and larger ones")
         line = super().read_until(delimiter, CHUNK_LINE)
         if isinstance(line, asyncio.Future) and line.done() and not line.exception():
             size = self._chunk_size(line.result())
@@ -176,6 +209,13 @@ class Stream(IOStream):
 
     async def _later_chunk_size(self, line: Awaitable[bytes]) -> bytes:
         return self._chunk_size(await line)
+
+    async def _drop(self) -> bytes:
+        while self._drops > 0:
+            self._drops -= len(await super().read_bytes(65_536, partial=True))
+            await asyncio.sleep(0)  # what has come already is read without a turn for others
+        self.close()
+        raise StreamClosedError
 
     def _chunk_size(self, line: bytes) -> bytes:
         """Take the extensions off the line; one with a bare line end is left as it is, for Tornado to refuse."""
@@ -204,17 +244,20 @@ class Stream(IOStream):
     # writing
 
     def write(self, data: bytes | memoryview) -> asyncio.Future[None]:
-        if not self.writing():
-            self.moved = time.monotonic()
         if data == REFUSED_BY_TORNADO:
             return self._refuse(400)
         self._is_answered = self._is_answered or data[:12] != b"HTTP/1.1 100"
-        return super().write(data)
+        return self._write(data)
+
+    def _write(self, data: bytes | memoryview) -> asyncio.Future[None]:
+        future = super().write(data)
+        if self.writing():
+            self._server.is_unread(self)
+        return future
 
     def write_to_fd(self, data: memoryview) -> int:
         count = super().write_to_fd(data)
-        if count:
-            self.moved = time.monotonic()
+        self.sent += count
         return count
 
     def _refuse(self, status: int) -> asyncio.Future[None]:
@@ -225,7 +268,7 @@ class Stream(IOStream):
         self._is_answered = True
         detail, request_id = _reason(status), uuid.uuid4().hex
         self._server.refused(status, detail, self.address, request_id)
-        return super().write(_refusal(status, detail, request_id, self._server.safe_headers))
+        return self._write(_refusal(status, detail, request_id, self._server.safe_headers))
 
     # closing
 
@@ -272,11 +315,21 @@ def _refusal(status: int, detail: str, request_id: str, headers: Mapping[str, st
 # ---- the server
 
 
+@dataclass(slots=True)
+class _Unread:
+    """Since when an answer waits for its client to read, when that was looked at last, and what was sent until then."""
+
+    since: float
+    sent: int
+    checked: float
+    checked_sent: int
+
+
 class Server(HTTPServer):
     """Tornado's server with at most ``most`` connections.
 
-    At the limit the one that has kept us waiting longest makes room: reading a head, or a body of somebody unknown. If
-    all are being answered, or read from who may send, the new one is closed.
+    At the limit the one that has kept us waiting longest makes room: for a head, for a body of somebody unknown, or to
+    be read an answer by somebody unknown. If all are worked on, or have shown a token, the new one is closed.
     """
 
     def initialize(self, application: Application, *, most: int) -> None:  # type: ignore[override]
@@ -295,6 +348,8 @@ class Server(HTTPServer):
         self.drained_at: float | None = None
         self._streams: set[Stream] = set()
         self._waiting: dict[Stream, None] = {}  # the one that waits longest comes first
+        self._unread: dict[Stream, _Unread] = {}
+        self._readers: list[Stream] = []  # of these, the unknown ones; who keeps us waiting longest comes last
         self._lingering: set[asyncio.Task[None]] = set()
         self._listeners: list[socket.socket] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -304,7 +359,10 @@ class Server(HTTPServer):
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accept on sockets that listen and do not block."""
-        self._listeners += sockets
+        for each in sockets:
+            if each.family != socket.AF_UNIX:
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)  # what is accepted inherits it
+            self._listeners.append(each)
         self._listen()
         self._sweep()
 
@@ -344,15 +402,39 @@ class Server(HTTPServer):
             if now - self._crowded_at >= EPISODE:
                 log.warning("too many connections: who waits longest makes room", most=self.most)
             self._crowded_at = now
-            if not self._waiting:
+            longest = self._longest()
+            if longest is None:
                 connection.close()
                 return
-            next(iter(self._waiting)).close()
+            longest.close()
         stream = Stream(connection, self, address[0])
         self._streams.add(stream)
         self._waiting[stream] = None
         telemetry.HTTP_CONNECTIONS.set(len(self._streams))
         self.handle_stream(stream, address)
+
+    def _longest(self) -> Stream | None:
+        """Return who keeps us waiting longest, None where nobody does."""
+        silent, reader = next(iter(self._waiting), None), self._slowest_reader()
+        if silent is None or reader is None:
+            return silent or reader
+        return silent if silent.since <= self._unread_since(reader) else reader
+
+    def _slowest_reader(self) -> Stream | None:
+        for _ in range(2):
+            while self._readers:
+                if self._readers[-1] in self._unread:
+                    return self._readers[-1]
+                self._readers.pop()
+            # Put in order once for all that are accepted until the next sweep, or until none of them is left.
+            unknown = (stream for stream in self._unread if not stream.is_known)
+            self._readers = sorted(unknown, key=self._unread_since, reverse=True)
+        return None
+
+    def _unread_since(self, stream: Stream) -> float:
+        """Return since when we wait for a reader: the later, the more it has read."""
+        unread = self._unread[stream]
+        return unread.since + (stream.sent - unread.sent) / PATIENT
 
     # what becomes of a connection
 
@@ -360,6 +442,7 @@ class Server(HTTPServer):
         stream: Stream = cast("Any", server_conn).stream
         if not stream.closed():
             stream.wait()
+            self._unread.pop(stream, None)
             self._waiting.pop(stream, None)
             self._waiting[stream] = None
         return _Request(super().start_request(server_conn, request_conn), stream, self)
@@ -368,6 +451,12 @@ class Server(HTTPServer):
         """It does not keep us waiting any more: we work on what it sent."""
         self._waiting.pop(stream, None)
 
+    def is_unread(self, stream: Stream) -> None:
+        """Its answer waits for its client to read."""
+        if stream not in self._unread:
+            now = time.monotonic()
+            self._unread[stream] = _Unread(now, stream.sent, now, stream.sent)
+
     def busy(self) -> set[Stream]:
         """Return the connections that do not keep us waiting."""
         return self._streams - self._waiting.keys()
@@ -375,6 +464,7 @@ class Server(HTTPServer):
     def is_closed(self, stream: Stream) -> None:
         """Forget a connection."""
         self._waiting.pop(stream, None)
+        self._unread.pop(stream, None)
         self._streams.discard(stream)
         telemetry.HTTP_CONNECTIONS.set(len(self._streams))
 
@@ -394,7 +484,7 @@ class Server(HTTPServer):
         task.add_done_callback(self._lingering.discard)
 
     def _sweep(self) -> None:
-        """Close those whose head does not come to its end, and those who do not read what they asked for."""
+        """Close those whose head does not come to its end, and those who read what they asked for too slowly."""
         now = time.monotonic()
         slow = []
         for stream in self._waiting:
@@ -403,7 +493,12 @@ class Server(HTTPServer):
             began = stream.since if stream.is_new else stream.begun
             if not stream.reads_body and began is not None and now - began >= FIRST_HEAD:
                 slow.append((stream, "slow_head"))
-        slow += [(each, "stalled") for each in self._streams if each.writing() and now - each.moved >= STALLED]
+        for stream, unread in self._unread.items():
+            if now - unread.checked >= STALLED and stream.writing():
+                if stream.sent - unread.checked_sent < SLOWEST * STALLED:
+                    slow.append((stream, "stalled"))
+                unread.checked, unread.checked_sent = now, stream.sent
+        self._readers = []
         for stream, reason in slow:
             telemetry.HTTP_CLOSED.labels(reason).inc()
             stream.close()
@@ -529,6 +624,12 @@ class Application(tornado.web.Application):
         inner = super().get_handler_delegate(request, target_class, given, path_args, path_kwargs)
         return _Guard(inner, request, partial(target_class, self, request), given)
 
+    def log_request(self, handler: tornado.web.RequestHandler) -> None:
+        """Log an answer that is given; who has shown a token may take the time that its answer needs to be read."""
+        if cast("Base", handler).caller is not None:
+            cast("Any", handler.request.connection).stream.is_known = True
+        super().log_request(handler)
+
 
 class _Guard(HTTPMessageDelegate):
     """Has a large body's head looked at first; a body that is refused is answered at once, read and dropped.
@@ -573,6 +674,9 @@ class _Guard(HTTPMessageDelegate):
         self.room = DROPPED_MAX
         self.lingering = _Lingering(self.request.connection)
         self.request.connection = cast("HTTPConnection", self.lingering)
+        if "Transfer-Encoding" in self.request.headers:
+            self.lingering.is_last = True
+            self.lingering.stream.drop(DROPPED_MAX)
         self.request.headers.pop("Content-Type", None)  # nobody is to parse what there is of the body
         self.inner.finish()
 
@@ -601,14 +705,25 @@ class _Guard(HTTPMessageDelegate):
 
 
 class _Lingering:
-    """A connection on which an answer is finished only when the request is read, too: Tornado would close it."""
+    """A connection on which an answer is finished only when the request is read, too: Tornado would close it.
+
+    ``is_last``: nobody looks for the request's end, and the client is told to close.
+    """
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
+        self.is_last = False
         self.is_answered = self.is_read = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+    def write_headers(
+        self, start_line: ResponseStartLine, headers: HTTPHeaders, chunk: bytes | None = None
+    ) -> asyncio.Future[None]:
+        if self.is_last:
+            headers["Connection"] = "close"
+        return cast("asyncio.Future[None]", self.inner.write_headers(start_line, headers, chunk))
 
     def finish(self) -> None:
         self.is_answered = True

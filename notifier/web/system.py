@@ -53,12 +53,36 @@ class Metrics(Base):
         self.write(await self.settings["exposition"].text())
 
 
-class OpenAPI(Base):
+class FromMemory(Base):
+    """What is made once, and is the same for everybody."""
+
+    @property
+    def takes_gzip(self) -> bool:
+        """Whether who asks takes gzip."""
+        return takes_gzip(self.request.headers.get("Accept-Encoding", ""))
+
+    def write_file(self, file: files.File) -> None:
+        """Answer with a file.
+
+        Its head is written alone: with the body Tornado would join it into a copy, one for each connection until its
+        client has read all of it.
+        """
+        packed = file.packed if self.takes_gzip else None
+        body = file.body if packed is None else packed
+        self.set_header("Vary", "Accept-Encoding")
+        self.set_header("Content-Type", file.type)
+        self.set_header("Content-Length", len(body))
+        if packed is not None:
+            self.set_header("Content-Encoding", "gzip")
+        self.flush()
+        self.write(body)
+
+
+class OpenAPI(FromMemory):
     """The description of the API, made once at the start."""
 
     async def get(self) -> None:
-        self.set_header("Content-Type", "application/json")
-        self.write(self.settings["openapi"])
+        self.write_file(self.settings["openapi"])
 
 
 class Docs(Base):
@@ -81,22 +105,19 @@ class Redirect(Base):
         self.redirect(self.to)
 
 
-class Static(Base):
+class Static(FromMemory):
     """Files of ours; one that is asked for with its version may be kept for ever."""
 
     async def get(self, path: str) -> None:
         file = files.files().get(path)
         if file is None:
             raise tornado.web.HTTPError(404)
-        packed = file.packed if takes_gzip(self.request.headers.get("Accept-Encoding", "")) else None
         kept = self.get_query_argument("v", "") == file.version
+        is_packed = file.packed is not None and self.takes_gzip
         self.set_header("Cache-Control", f"public, max-age={files.YEAR}, immutable" if kept else "no-cache")
-        self.set_header("ETag", f'"{file.version}{"-gzip" if packed is not None else ""}"')
-        self.set_header("Vary", "Accept-Encoding")
+        self.set_header("ETag", f'"{file.version}{"-gzip" if is_packed else ""}"')
         if file.version in re.findall(r'"([0-9a-f]+)(?:-gzip)?"', self.request.headers.get("If-None-Match", "")):
             self.set_status(304)
+            self.set_header("Vary", "Accept-Encoding")
             return
-        self.set_header("Content-Type", file.type)
-        if packed is not None:
-            self.set_header("Content-Encoding", "gzip")
-        self.write(file.body if packed is None else packed)
+        self.write_file(file)

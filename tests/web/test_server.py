@@ -8,8 +8,9 @@ import os
 import re
 import resource
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
@@ -17,8 +18,8 @@ from structlog.typing import EventDict
 
 from chaos.stage import PATIENCE
 from notifier import telemetry
-from notifier.web import base, server
-from notifier.web.base import PUBLIC, SMALL_BODY, Base
+from notifier.web import base, files, server
+from notifier.web.base import PUBLIC, SMALL_BODY, Base, Handler
 from notifier.web.budgets import LogLimit
 from notifier.web.routes import API, ROUTES, Route, make_application
 from tests.conftest import poll_until
@@ -127,6 +128,87 @@ async def test_who_is_being_answered_makes_room_for_nobody(slow: Api) -> None:
         writer.close()
 
 
+class Mine(Handler):
+    async def get(self) -> None:
+        self.write(b" " * 64 * 2**20)
+
+
+@contextmanager
+def asking(api: Api, *requests: str, token: str = "") -> Iterator[socket.socket]:
+    """A client that asks, and reads what it is made to read only."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # before it connects: the window is never larger
+        client.connect(("127.0.0.1", int(api.url.rpartition(":")[2])))
+        client.setblocking(False)
+        for path in requests:
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+        yield client
+
+
+async def received(client: socket.socket, size: int) -> bytes:
+    """Read so many bytes, none once the server has closed."""
+    with suppress(ConnectionResetError):
+        return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, size), PATIENCE)
+    return b""
+
+
+async def test_who_reads_slowest_makes_room_and_who_has_a_token_does_not(make_api: MakeApi) -> None:
+    """Four who do not read what they asked for, one who reads, and one who does not and has a token."""
+    routes = (*SLOW, Route("/mine", Mine, {"GET": "clients:read"}))
+    api = make_api(lambda context: make_application(context, routes), most=6)
+    with ExitStack() as stack:
+        holding = [stack.enter_context(asking(api, "/large")) for _ in range(4)]
+        reading, mine = (
+            stack.enter_context(asking(api, "/large")),
+            stack.enter_context(asking(api, "/mine", token=TOKEN)),
+        )
+        for client in (*holding, reading, mine):
+            assert (await received(client, 12)).endswith(b"200")
+        left = 2**20
+        while left > 0:  # 16 s, as it is counted
+            left -= len(await received(reading, 65_536))
+        async with AsyncExitStack() as newcomers:
+            for _ in range(4):
+                each = await newcomers.enter_async_context(wire(api))
+                each.writer.write(GET)
+                assert await each.answer() == 200
+            for client in holding:
+                while await received(client, 65_536):
+                    pass
+            assert await received(mine, 10)
+            assert len(await received(reading, 10)) == 10
+
+
+async def test_if_all_who_read_slowly_have_a_token_the_new_one_is_closed(make_api: MakeApi) -> None:
+    routes = (*SLOW, Route("/mine", Mine, {"GET": "clients:read"}))
+    api = make_api(lambda context: make_application(context, routes), most=3)
+    with ExitStack() as stack:
+        for client in [stack.enter_context(asking(api, "/mine", token=TOKEN)) for _ in range(3)]:
+            assert (await received(client, 12)).endswith(b"200")
+        async with wire(api) as fourth:
+            assert await fourth.is_closed()
+
+
+async def test_a_file_is_in_memory_once_however_many_do_not_read_it(make_api: MakeApi) -> None:
+    """Each asks for it four times at once: the second answer is not made before the first is read."""
+    script = "vendor/swagger-ui/swagger-ui-bundle.js"
+    api = make_api()
+    size = len(files.files()[script].body)
+    async with wire(api) as each:  # what is made once only
+        each.writer.write(GET)
+        assert await each.answer() == 200
+    tracemalloc.start()
+    try:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(asking(api, *[f"/static/{script}"] * 4)) for _ in range(20)]
+            for client in clients:
+                assert (await received(client, 12)).endswith(b"200")
+            assert len(api.server.busy()) == 20
+            assert tracemalloc.get_traced_memory()[1] < size
+    finally:
+        tracemalloc.stop()
+
+
 async def test_where_no_file_is_left_accepting_rests_and_says_so_once(api: Api, logs: list[EventDict]) -> None:
     port = int(api.url.rpartition(":")[2])
     assert (await api.get("//healthz")).status == 200
@@ -219,6 +301,19 @@ async def test_who_does_not_read_what_it_asked_for_is_cut(slow: Api) -> None:
     assert figure("notifier_http_closed_total", reason="stalled") >= 1
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_who_reads_too_slowly_is_cut(slow: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SLOWEST", 2**30)
+    stalled = figure("notifier_http_closed_total", reason="stalled")
+    with asking(slow, "/large") as client:
+        got = 0
+        while data := await received(client, 65_536):  # some progress within each 10 ms
+            got += len(data)
+            await asyncio.sleep(0.01)
+    assert got < 64 * 2**20
+    assert figure("notifier_http_closed_total", reason="stalled") == stalled + 1
+
+
 # ---- heads
 
 
@@ -238,8 +333,10 @@ UNREADABLE = {
     "a bad chunk": (CHUNKED + b"xyz\r\n", 400),
     "a chunk's line without end": (CHUNKED + b"1" * 10_000, 400),
     "a line end in an extension": (CHUNKED + b"1;a\n\r\nx\r\n0\r\n\r\n", 400),
+    "many chunks": (CHUNKED + b"1\r\nx\r\n" * 300, 400),
     "trailers without end": (CHUNKED + b"0\r\n" + b"a: b\r\n" * 5_000, 400),
     "a long address": (b"GET /" + b"a" * 80_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+    "an address that came in one piece": (b"GET /" + b"a" * 17_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
     "a long header": (b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"a" * 80_000 + b"\r\n\r\n", 431),
     "many headers": (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 5_000 + b"\r\n", 431),
 }
@@ -426,3 +523,37 @@ async def test_a_refused_body_without_end_ends_the_connection(api: Api, monkeypa
         assert await each.answer() == 404
         with suppress(ConnectionResetError):
             assert await each.reader.read() == b""
+
+
+CHUNKS_REFUSED = (f"{API}/clients/batch", "Transfer-Encoding: chunked")
+
+
+async def test_chunks_of_a_refused_body_are_not_looked_at(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "DROPPED_MAX", 2**20)
+    async with wire(api) as each:
+        each.send(*CHUNKS_REFUSED)
+        status, headers, _ = await each.whole()
+        assert (status, headers["connection"]) == (401, "close")
+        for _ in range(3):
+            each.writer.write(b"1\r\nx\r\n" * 10_000)
+            each.writer.write(b"no chunk\r\n" * 10)
+            await each.writer.drain()
+            assert (await api.get("//healthz")).status == 200
+        assert len(api.server.busy()) < figure("notifier_http_connections")  # it is still read, and makes room
+        with suppress(ConnectionError):
+            for _ in range(200):
+                each.writer.write(b"1\r\nx\r\n" * 10_000)
+                await each.writer.drain()
+        assert await each.is_closed()
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+async def test_who_reads_only_after_a_large_body_in_chunks_gets_its_answer(api: Api, token: str | None) -> None:
+    async with wire(api) as each:
+        each.send(*CHUNKS_REFUSED, token=token)
+        for _ in range(800):
+            each.writer.write(b"4000\r\n" + b" " * 0x4000 + b"\r\n")
+            await each.writer.drain()
+        each.writer.write(b"0\r\n\r\n")
+        await each.writer.drain()
+        assert await each.answer() == (401 if token is None else 413)
