@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -217,7 +217,7 @@ def _launch(home: Folder, sockets: Path, fast: bool, lock: BinaryIO) -> None:
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         # The shell leaves at once, so the server is nobody's child: no zombie, whichever user stops it.
         server = ["/bin/sh", "-c", '"$@" &', "sh", str(binaries / "postgres"), "-D", str(home.path / "data"), *options]
-        _run(server, home, log, pass_fds=(lock.fileno(),))
+        home.run(server, log, pass_fds=(lock.fileno(),))
 
 
 def _let_in(data: Folder) -> None:
@@ -241,7 +241,7 @@ def _init(binaries: Path, home: Folder, fast: bool, log: BinaryIO) -> None:
     home.remove_tree("new")
     sync = ("--no-sync",) if fast else ()
     try:
-        _run(
+        home.run(
             [
                 binaries / "initdb",
                 "-D",
@@ -253,11 +253,10 @@ def _init(binaries: Path, home: Folder, fast: bool, log: BinaryIO) -> None:
                 *LOCALE,
                 *sync,
             ],
-            home,
             log,
         )
         single_user: list[str | Path] = [binaries / "postgres", "--single", "-D", new, "postgres"]
-        _run(single_user, home, log, stdin=b"CREATE DATABASE notifier")
+        home.run(single_user, log, stdin=b"CREATE DATABASE notifier")
     except subprocess.CalledProcessError:
         raise NotifierError(f"the embedded PostgreSQL could not be made:\n{home.tail(LOG)}") from None
     home.rename("new", "data")
@@ -270,7 +269,7 @@ def _stop(home: Folder, dsn: str, *, wait: bool = True) -> None:
         while not _locked(lock):
             if not asked and _answers(dsn):  # only then is the number in postmaster.pid a postmaster's
                 log.seek(0, os.SEEK_END)
-                _run([programs() / "pg_ctl", "stop", "-W", "-m", "fast", "-D", home.path / "data"], home, log)
+                home.run([programs() / "pg_ctl", "stop", "-W", "-m", "fast", "-D", home.path / "data"], log)
                 if not wait:
                     return
                 asked = True
@@ -418,29 +417,3 @@ def _locked(file: BinaryIO) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _run(
-    command: Sequence[str | Path],
-    home: Folder,
-    log: BinaryIO,
-    *,
-    stdin: bytes = b"",
-    pass_fds: tuple[int, ...] = (),
-) -> None:
-    """Run a program as the owner of ``home``."""
-    root, owner = os.geteuid() == 0, home.owner
-    subprocess.run(
-        command,
-        check=True,
-        input=stdin,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        pass_fds=pass_fds,
-        start_new_session=True,  # Ctrl-C is for us, who stop the server after its last user
-        cwd="/",  # the server's user may not be able to enter ours
-        env={"PATH": os.defpath, "LC_ALL": "C"},  # no secret of ours, no locale that is not installed
-        user=owner.st_uid if root else None,
-        group=owner.st_gid if root else None,
-        extra_groups=[] if root else None,
-    )

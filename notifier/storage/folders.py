@@ -7,10 +7,13 @@ it is open.
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import shutil
 import stat
+import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -66,18 +69,24 @@ class Folder:
     def open(self, name: str) -> BinaryIO:
         """Open the file ``name`` to be read and written, made if need be, for root and for the owner alike.
 
-        Raises NotifierError where it is no plain file, has a second name, or holds what another account wrote.
+        Raises NotifierError where it is no plain file, belongs to another account, or cannot be made.
         """
         path = self.path / name
-        file = _open(path, os.O_RDWR | os.O_CREAT, self)
+        flags = os.O_RDWR
+        if os.geteuid() == 0:
+            # Made as its owner: what root made and gave away could be a file of root's by then, by way of a hard link.
+            if not self.has(name):
+                try:
+                    self.run(["touch", "--", path])
+                except subprocess.CalledProcessError as error:
+                    why = error.output.decode(errors="replace").strip()
+                    raise NotifierError(f"{path} could not be made: {why}") from None
+        else:
+            flags |= os.O_CREAT
+        file = _open(path, flags, self)
         try:
-            found = _plain(path, file)
-            if os.geteuid() == 0 and found.st_uid != (owner := self.owner).st_uid:
-                if found.st_size:  # to give it away, or to write into it, could harm whose it is
-                    raise _of_another(path, found, owner.st_uid)
-                if found.st_uid == 0:  # just made, perhaps by another process of root's
-                    os.fchown(file, owner.st_uid, owner.st_gid)
-        except BaseException:
+            _judge(path, file, self.owner.st_uid)
+        except NotifierError:
             os.close(file)
             raise
         return os.fdopen(file, "r+b")
@@ -101,6 +110,32 @@ class Folder:
         """Remove the folder ``name`` with all that is in it, as far as it can be removed."""
         shutil.rmtree(name, ignore_errors=True, dir_fd=self._fd)
 
+    def run(
+        self,
+        command: Sequence[str | Path],
+        log: BinaryIO | int = subprocess.PIPE,
+        *,
+        stdin: bytes = b"",
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        """Run a program as the owner of the folder, its output to ``log``. Raises CalledProcessError if it fails."""
+        root, owner = os.geteuid() == 0, self.owner
+        subprocess.run(
+            command,
+            check=True,
+            input=stdin,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=pass_fds,
+            start_new_session=True,  # Ctrl-C is for us, who stop the server after its last user
+            cwd="/",  # the server's user may not be able to enter ours
+            env={"PATH": os.defpath, "LC_ALL": "C"},  # no secret of ours, no locale that is not installed
+            umask=0o077,
+            user=owner.st_uid if root else None,
+            group=owner.st_gid if root else None,
+            extra_groups=[] if root else None,
+        )
+
     def own(self, account: pwd.struct_passwd) -> None:
         """Give the folder itself, without what is in it, to ``account``."""
         os.fchown(self._fd, account.pw_uid, account.pw_gid)
@@ -108,24 +143,22 @@ class Folder:
     def give(self, account: pwd.struct_passwd) -> None:
         """Give all files and folders in it, and then itself, to ``account``: one cut short can be done again.
 
-        Raises NotifierError where one belongs to a third account or has a second name; nothing of it is given away.
+        Raises NotifierError where one belongs to a third account; that one is not given away.
         """
-        owner = self.owner
+        owners = (self.owner.st_uid, account.pw_uid)
         with os.scandir(self._fd) as entries:
             found = sorted(entries, key=lambda entry: entry.is_dir(follow_symlinks=False), reverse=True)
         for entry in found:
             path = self.path / entry.name
             if entry.is_dir(follow_symlinks=False):
                 with Folder(path, within=self) as folder:
-                    if folder.owner.st_uid not in (owner.st_uid, account.pw_uid):
+                    if folder.owner.st_uid not in owners:
                         raise _of_another(path, folder.owner, account.pw_uid)
                     folder.give(account)
             elif entry.is_file(follow_symlinks=False):
                 file = _open(path, os.O_RDONLY, self)
                 try:
-                    status = _plain(path, file)
-                    if status.st_uid not in (owner.st_uid, account.pw_uid):
-                        raise _of_another(path, status, account.pw_uid)
+                    _judge(path, file, *owners)
                     os.fchown(file, account.pw_uid, account.pw_gid)
                 finally:
                     os.close(file)
@@ -145,31 +178,30 @@ def _open(path: Path, flags: int, within: Folder | None) -> int:
     name, at = (path, None) if within is None else (path.name, within._fd)
     try:
         return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=at)
-    except OSError:
-        with suppress(OSError):
-            if stat.S_ISLNK(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
-                raise NotifierError(
-                    f"{path} is a symlink, and none is followed there, since it could lead root anywhere:"
-                    " put what it points to in its place, or unlink it"
-                ) from None
-        raise
+    except OSError as error:
+        link = error.errno == errno.ELOOP
+        with suppress(OSError):  # of a folder Linux says only that it is none
+            link = link or stat.S_ISLNK(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode)
+        if not link:
+            raise
+        raise NotifierError(
+            f"{path} is a symlink, and none is followed there, since it could lead root anywhere:"
+            " put what it points to in its place, or unlink it"
+        ) from None
 
 
-def _plain(path: Path, file: int) -> os.stat_result:
-    """Return the status of an open file after checking that it is a plain one; for root, with one name."""
+def _judge(path: Path, file: int, *owners: int) -> None:
+    """Raise NotifierError unless an open file is a plain one and, for root, belongs to one of ``owners``."""
     status = os.fstat(file)
     if not stat.S_ISREG(status.st_mode):
         raise NotifierError(f"{path} is not a plain file: unlink it")
-    if os.geteuid() == 0 and status.st_nlink > 1:
-        raise NotifierError(
-            f"{path} is a hard link to a file that has another name too, perhaps of another account: put a copy in its"
-            " place, or unlink it"
-        )
-    return status
+    # This tells a hard link to a file of another account, too; the number of links can change at any moment.
+    if os.geteuid() == 0 and status.st_uid not in owners:
+        raise _of_another(path, status, owners[0])
 
 
 def _of_another(path: Path, found: os.stat_result, owner: int) -> NotifierError:
     return NotifierError(
         f"{path} belongs to the user {user_name(found.st_uid)} and should belong to {user_name(owner)}:"
-        " chown it if it is no trap, or unlink it"
+        " look what it is (a link or a file moved in may be a trap), then unlink or chown it"
     )
