@@ -591,6 +591,8 @@ def _in_origin_form(line: RequestStartLine, headers: HTTPHeaders) -> RequestStar
         target = urlsplit(line.path)
     except ValueError:
         raise HTTPInputError("the address cannot be read") from None
+    if "#" in line.path:  # a fragment: left out here, the path would be another than a proxy's rules have seen
+        raise HTTPInputError("the address has a fragment")
     if target.scheme.lower() not in ("http", "https") or not target.netloc or len(headers.get_list("Host")) != 1:
         return line
     headers["Host"] = target.netloc.rpartition("@")[2]

@@ -323,6 +323,8 @@ UNREADABLE = {
     "no host": (b"GET / HTTP/1.1\r\n\r\n", 400),
     "two hosts": (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
     "absolute form without a host": (b"GET http://x/ HTTP/1.1\r\n\r\n", 400),
+    "a fragment in the absolute form": (b"GET http://x/healthz#x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "an empty fragment": (b"GET http://x/healthz# HTTP/1.1\r\nHost: x\r\n\r\n", 400),
     "no request": (b"hello\r\n\r\n", 400),
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
     "a bad length": (b"POST /api/v1/clients HTTP/1.1\r\nHost: x\r\nContent-Length: two\r\n\r\n", 400),
