@@ -541,7 +541,7 @@ async def test_chunks_of_a_refused_body_are_not_looked_at(api: Api, monkeypatch:
             each.writer.write(b"no chunk\r\n" * 10)
             await each.writer.drain()
             assert (await api.get("//healthz")).status == 200
-        assert len(api.server.busy()) < figure("notifier_http_connections")  # it is still read, and makes room
+        assert not each.reader.at_eof()
         with suppress(ConnectionError):
             for _ in range(200):
                 each.writer.write(b"1\r\nx\r\n" * 10_000)
