@@ -24,8 +24,8 @@ from notifier.web import (
     statistics,
     system,
 )
+from notifier.web.application import Application
 from notifier.web.base import PUBLIC, SCOPES, Base, Context, NotFound, log_request
-from notifier.web.server import Application
 
 VERBS = ("GET", "POST", "PATCH", "PUT", "DELETE")
 

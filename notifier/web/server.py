@@ -1,80 +1,58 @@
-"""The HTTP server: how many connections it holds and for how long, and what it takes of heads and bodies.
+"""The HTTP server: how many connections it holds and for how long, and how it stops.
 
-Tornado reads and writes HTTP/1.1. What it leaves to its user stands here: connections are counted, bounded, and closed
-when nothing moves on them; heads that cannot be read get an answer in the form of all others; a large body is read only
-once its head is found good; and a server that stops answers what it was asked before it goes.
+Tornado reads and writes HTTP/1.1. What it leaves to its user stands here, in `stream` and in `application`: connections
+are counted, bounded, and closed when little moves on them; heads that cannot be read get an answer in the form of all
+others; a large body is read only once its head is found good; and a server that stops answers what it was asked before
+it goes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import re
 import resource
 import socket
-import sys
 import time
-import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from email.utils import formatdate
-from functools import partial
-from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-import orjson
 import structlog
-import tornado.web
 from tornado.httpserver import HTTPServer
 from tornado.httputil import (
     HTTPConnection,
     HTTPHeaders,
     HTTPInputError,
     HTTPMessageDelegate,
-    HTTPServerRequest,
     RequestStartLine,
     ResponseStartLine,
 )
 from tornado.ioloop import IOLoop
-from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
 from notifier import telemetry
-from notifier.web.base import (
-    LARGEST_BODY,
-    SMALL_BODY,
-    Base,
-    Context,
-    safe_headers,
-)
-from notifier.web.problems import TooLarge, problem_of
+from notifier.web.application import Application
+from notifier.web.base import Context, safe_headers
+from notifier.web.stream import HEAD, Stream
 
-HEAD = 16 * 1024
-"""Bytes a request's head may have: twice what nginx lets through by default."""
 FIRST_HEAD = 15.0
 """Seconds for the first head of a connection, and for any other from its first byte on."""
 IDLE = 75.0
 """Seconds a connection may wait for its next request; proxies keep theirs for 60."""
 BODY_TIME = 120.0
-"""Seconds for a body: `LARGEST_BODY` at 0.6 Mbit/s."""
+"""Seconds for a body: the largest of 8 MB at 0.6 Mbit/s."""
 STALLED, SLOWEST = 60.0, 500
 """Seconds over which an answer that waits for its client to read goes out at so many bytes a second, or is cut off.
 
 The rate is twice the default of Kestrel (``MinResponseDataRate``, 240) and half of what the slowest GPRS brings (CS-1:
-9.05 kbit/s).
+9.05 kbit/s). What goes out is seen in steps of about 40 KB (`UNSENT`), so that who reads 670 a second is always safe.
 """
 PATIENT = 64 * 1024
 """Bytes a second from which on who reads an answer does not keep us waiting: half of them, half of the time we wait."""
 UNSENT = 64 * 1024
-"""Bytes not sent yet that the kernel takes of a connection (``TCP_NOTSENT_LOWAT``, tcp(7)): what goes out is seen in
-steps of half of it. Left alone, it takes megabytes, and tells of progress when a third of them is sent."""
-DROPPED_MAX = 8 * LARGEST_BODY
-"""Bytes of a refused body that are read and dropped; from there on the connection is closed instead."""
-CHUNKS = 256
-"""Chunks that a body may have without a token that suffices; each costs some 20 µs, however small it is."""
-CHUNK_LINE, TRAILERS = 4096, 8192
-"""Bytes of the line that begins a chunk, with its extensions, and of the fields after the last; both are ignored."""
+"""Bytes not sent yet that the kernel takes of a connection (``TCP_NOTSENT_LOWAT``, tcp(7)): it takes more once
+half of it is sent. Left alone, it takes megabytes, and more of them once a third is sent."""
 LINGER, LINGERING, LINGER_BYTES = 2.0, 64, 1024 * 1024
 """Seconds, connections and bytes: what is read and dropped after a head was refused, so that the answer arrives."""
 AT_ONCE = 16
@@ -96,7 +74,6 @@ CONNECTIONS_LEAST, CONNECTIONS_MOST = 32, 8192
 """A service with less room is not started; more than this are of no use (8,192 silent ones take 100 MB)."""
 
 SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-REFUSED_BY_TORNADO = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 
 log = structlog.get_logger("notifier.web")
 
@@ -125,191 +102,6 @@ def room_for_connections(files: int, gateway: int) -> int:
     Under `CONNECTIONS_LEAST` there is no room to serve.
     """
     return min(CONNECTIONS_MOST, files - gateway - FILES_DATABASE - FILES_OTHERS)
-
-
-# ---- a connection
-
-
-class Stream(IOStream):
-    """A connection, which knows since when its client keeps us waiting.
-
-    Only methods that Tornado's documentation names are overridden. Beside Tornado it takes chunk extensions and
-    trailers (and ignores them, RFC 9112, 7.1), answers a client that has shut its side down after its request, and
-    answers heads that cannot be read.
-    """
-
-    def __init__(self, connection: socket.socket, server: Server, address: str) -> None:
-        super().__init__(connection)
-        self.address = address
-        self.is_new = True  # no request of it was read to its end
-        self.is_answering = False
-        self.reads_body = False
-        self.is_known = False  # the present request's token suffices
-        self.sent = 0
-        self.begun: float | None = None  # when the first byte of the present request came
-        self.since = time.monotonic()
-        self._server = server
-        self._is_ahead = self._has_line = self._is_answered = self._is_refused = self._at_trailers = False
-        self._line_left = HEAD  # bytes in which the request line is to end
-        self._chunks = 0
-        self._drops = 0
-
-    def wait(self) -> None:
-        """A request may come from now on."""
-        self.since = time.monotonic()
-        self.begun = self.since if self._is_ahead else None
-        self.is_answering = self.reads_body = self._is_ahead = self._has_line = self._is_answered = False
-        self.is_known = False
-        self._line_left, self._chunks = HEAD, 0
-
-    def admitted(self) -> None:
-        """Whoever sends this large body may: it is not one of those that make room for others."""
-        self.is_known = True
-        self._server.is_busy(self)
-
-    def drop(self, most: int) -> None:
-        """Read chunks no more: drop whatever comes until the client closes, ``most`` bytes at most."""
-        self._drops = most
-
-    # reading
-
-    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
-        count = super().read_from_fd(buf)
-        if count:
-            if self.is_answering:
-                self._is_ahead = True
-            elif self.begun is None:
-                self.begun = time.monotonic()
-            if not (self._has_line or self.reads_body):
-                self._has_line = b"\n" in bytes(buf[: min(count, self._line_left)])
-                self._line_left = max(0, self._line_left - count)
-        elif count == 0 and not self.reading():
-            # It has sent all it will, and may still read. Listening would tell the same for ever; the next read finds
-            # the end again.
-            self.io_loop.update_handler(self.fileno(), self.io_loop.WRITE if self.writing() else self.io_loop.ERROR)
-            return None
-        return count
-
-    def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
-        """Read the line that begins a chunk; Tornado reads nothing else with this.
-
-        Raises HTTPInputError for too many of them.
-        """
-        if self._drops:
-            return self._drop()
-        self._chunks += 1
-        if self._chunks > CHUNKS and not self.is_known:
-            raise HTTPInputError(f"over {CHUNKS} chunks, without a token that suffices: send fewer and larger ones")
-        line = super().read_until(delimiter, CHUNK_LINE)
-        if isinstance(line, asyncio.Future) and line.done() and not line.exception():
-            size = self._chunk_size(line.result())
-            if size is line.result():
-                return line
-        return self._later_chunk_size(line)
-
-    async def _later_chunk_size(self, line: Awaitable[bytes]) -> bytes:
-        return self._chunk_size(await line)
-
-    async def _drop(self) -> bytes:
-        while self._drops > 0:
-            self._drops -= len(await super().read_bytes(65_536, partial=True))
-            await asyncio.sleep(0)  # what has come already is read without a turn for others
-        self.close()
-        raise StreamClosedError
-
-    def _chunk_size(self, line: bytes) -> bytes:
-        """Take the extensions off the line; one with a bare line end is left as it is, for Tornado to refuse."""
-        size = line
-        if b";" in line and b"\n" not in line[:-2] and b"\r" not in line[:-2]:
-            size = line.partition(b";")[0].rstrip(b" \t") + b"\r\n"
-        self._at_trailers = not size.strip(b"0\r\n") and size.startswith(b"0")
-        return size
-
-    def read_bytes(self, num_bytes: int, partial: bool = False) -> Awaitable[bytes]:
-        if self._at_trailers:
-            self._at_trailers = False
-            return self._trailers()
-        return super().read_bytes(num_bytes, partial)
-
-    async def _trailers(self) -> bytes:
-        left = TRAILERS
-        while True:
-            line = await super().read_until(b"\r\n", left)
-            left -= len(line)
-            if line == b"\r\n":
-                return line
-            if left < 2 or b":" not in line:
-                return b""  # Tornado refuses it
-
-    # writing
-
-    def write(self, data: bytes | memoryview) -> asyncio.Future[None]:
-        if data == REFUSED_BY_TORNADO:
-            return self._refuse(400)
-        self._is_answered = self._is_answered or data[:12] != b"HTTP/1.1 100"
-        return self._write(data)
-
-    def _write(self, data: bytes | memoryview) -> asyncio.Future[None]:
-        future = super().write(data)
-        if self.writing():
-            self._server.is_unread(self)
-        return future
-
-    def write_to_fd(self, data: memoryview) -> int:
-        count = super().write_to_fd(data)
-        self.sent += count
-        return count
-
-    def _refuse(self, status: int) -> asyncio.Future[None]:
-        """Answer what cannot be read; nothing, where the request has got its answer already."""
-        self._is_refused = True
-        if self._is_answered:
-            return super().write(b"")
-        self._is_answered = True
-        detail, request_id = _reason(status), uuid.uuid4().hex
-        self._server.refused(status, detail, self.address, request_id)
-        return self._write(_refusal(status, detail, request_id, self._server.safe_headers))
-
-    # closing
-
-    def close(self, exc_info: Any = False) -> None:
-        if isinstance(exc_info, UnsatisfiableReadError) and not self.closed() and not self._is_refused:
-            self._refuse(400 if self.reads_body else 431 if self._has_line else 414)
-        super().close(exc_info)
-
-    def close_fd(self) -> None:
-        self._server.is_closed(self)
-        if self._is_refused:
-            # Closed with bytes unread, it would be reset, and the answer with it (RFC 9112, 9.6).
-            self._server.linger(self.socket)
-            self.socket = cast("socket.socket", None)
-        else:
-            super().close_fd()
-
-
-def _reason(status: int) -> str:
-    if status == 414:
-        return f"The request line is too long: a head may have {HEAD // 1024} KB."
-    if status == 431:
-        return f"The head of the request is over {HEAD // 1024} KB."
-    error = sys.exc_info()[1]
-    why = str(error)[:200] if isinstance(error, HTTPInputError) else "a chunk cannot be read"
-    return f"The request is not proper HTTP/1.1: {why}."
-
-
-def _refusal(status: int, detail: str, request_id: str, headers: Mapping[str, str]) -> bytes:
-    """Return an answer, with its head, for a request that no handler will see."""
-    body = orjson.dumps({**problem_of(None, status), "detail": detail, "request_id": request_id})
-    lines = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-        f"Date: {formatdate(usegmt=True)}",
-        "Content-Type: application/problem+json",
-        f"Content-Length: {len(body)}",
-        f"X-Request-ID: {request_id}",
-        *(f"{name}: {value}" for name, value in headers.items()),
-        "Connection: close",
-    )
-    return "\r\n".join((*lines, "", "")).encode() + body
 
 
 # ---- the server
@@ -598,141 +390,3 @@ def _in_origin_form(line: RequestStartLine, headers: HTTPHeaders) -> RequestStar
     headers["Host"] = target.netloc.rpartition("@")[2]
     query = f"?{target.query}" if target.query else ""
     return RequestStartLine(line.method, f"{target.path or '/'}{query}", line.version)
-
-
-# ---- bodies
-
-
-class Application(tornado.web.Application):
-    """Tornado's application, which reads a large body only once its head is found good."""
-
-    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
-        """Return what answers; within, no path has the public prefix."""
-        context: Context = self.settings["context"]
-        if context.public.prefix and request.uri is not None:
-            request.uri = context.public.inside(request.uri)
-            request.path = request.uri.partition("?")[0]
-        return super().find_handler(request, **kwargs)
-
-    def get_handler_delegate(  # type: ignore[override]
-        self,
-        request: HTTPServerRequest,
-        target_class: type[Base],
-        target_kwargs: dict[str, Any] | None = None,
-        path_args: list[bytes] | None = None,
-        path_kwargs: dict[str, bytes] | None = None,
-    ) -> HTTPMessageDelegate:
-        given = {**(target_kwargs or {}), "refused": None}
-        inner = super().get_handler_delegate(request, target_class, given, path_args, path_kwargs)
-        return _Guard(inner, request, partial(target_class, self, request), given)
-
-    def log_request(self, handler: tornado.web.RequestHandler) -> None:
-        """Log an answer that is given; who has shown a token may take the time that its answer needs to be read."""
-        if cast("Base", handler).caller is not None:
-            cast("Any", handler.request.connection).stream.is_known = True
-        super().log_request(handler)
-
-
-class _Guard(HTTPMessageDelegate):
-    """Has a large body's head looked at first; a body that is refused is answered at once, read and dropped.
-
-    Were the connection closed on it instead, the answer would be torn away with it (RFC 9112, 9.6).
-    """
-
-    def __init__(
-        self,
-        inner: HTTPMessageDelegate,
-        request: HTTPServerRequest,
-        handler: Callable[..., Base],
-        given: dict[str, Any],
-    ) -> None:
-        self.inner, self.request, self.handler, self.given = inner, request, handler, given
-        self.most = self.room = SMALL_BODY
-        self.lingering: _Lingering | None = None
-
-    def headers_received(
-        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
-    ) -> Awaitable[None] | None:
-        self.inner.headers_received(start_line, headers)
-        length = headers.get("Content-Length", "")
-        # What is no number Tornado refuses itself.
-        known = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
-        if "Transfer-Encoding" in headers or (length and known is None) or (known or 0) > SMALL_BODY:
-            return self._admit(known, headers)
-        return None
-
-    async def _admit(self, length: int | None, headers: HTTPHeaders) -> None:
-        try:
-            self.most = self.room = await self.handler(**self.given).admit(length)
-            if self.most > SMALL_BODY:  # a token suffices for it
-                cast("Any", self.request.connection).stream.admitted()
-        except Exception as error:  # the handler proper tells it
-            self._refuse(error)
-            if headers.pop("Expect", "").lower() == "100-continue":
-                self._read()  # there need not come a body, and a next request must not be taken for one
-
-    def _refuse(self, error: Exception) -> None:
-        self.given["refused"] = error
-        self.room = DROPPED_MAX
-        self.lingering = _Lingering(self.request.connection)
-        self.request.connection = cast("HTTPConnection", self.lingering)
-        if "Transfer-Encoding" in self.request.headers:
-            self.lingering.is_last = True
-            self.lingering.stream.drop(DROPPED_MAX)
-        self.request.headers.pop("Content-Type", None)  # nobody is to parse what there is of the body
-        self.inner.finish()
-
-    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        self.room -= len(chunk)
-        if self.lingering is None:
-            if self.room >= 0:
-                return self.inner.data_received(chunk)
-            self._refuse(TooLarge(self.most))
-        elif self.room < 0:
-            self._read()
-        return None
-
-    def finish(self) -> None:
-        if self.lingering is None:
-            self.inner.finish()
-        else:
-            self._read()
-
-    def _read(self) -> None:
-        assert self.lingering is not None
-        self.lingering.read()
-
-    def on_connection_close(self) -> None:
-        self.inner.on_connection_close()
-
-
-class _Lingering:
-    """A connection on which an answer is finished only when the request is read, too: Tornado would close it.
-
-    ``is_last``: nobody looks for the request's end, and the client is told to close.
-    """
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self.is_last = False
-        self.is_answered = self.is_read = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def write_headers(
-        self, start_line: ResponseStartLine, headers: HTTPHeaders, chunk: bytes | None = None
-    ) -> asyncio.Future[None]:
-        if self.is_last:
-            headers["Connection"] = "close"
-        return cast("asyncio.Future[None]", self.inner.write_headers(start_line, headers, chunk))
-
-    def finish(self) -> None:
-        self.is_answered = True
-        if self.is_read:
-            self.inner.finish()
-
-    def read(self) -> None:
-        if self.is_answered and not self.is_read:
-            self.inner.finish()
-        self.is_read = True

@@ -18,9 +18,10 @@ from tornado.testing import bind_unused_port
 from notifier.storage.database import Pool
 from notifier.storage.installation import Hold
 from notifier.web.addresses import PublicUrl
+from notifier.web.application import Application
 from notifier.web.base import Context, GatewayDefaults, bootstrap_token
 from notifier.web.routes import make_application
-from notifier.web.server import Application, Server
+from notifier.web.server import Server
 
 TOKEN = "a-token-of-the-tests-0123456789"
 

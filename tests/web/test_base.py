@@ -25,6 +25,7 @@ from notifier.errors import Problem
 from notifier.storage import clients, idempotency
 from notifier.storage.database import Pool, create_pool
 from notifier.web import base, budgets, schemas
+from notifier.web.application import Application
 from notifier.web.base import (
     LARGEST_BODY,
     PUBLIC,
@@ -35,7 +36,6 @@ from notifier.web.base import (
     operation_of,
 )
 from notifier.web.routes import API, ROUTES, Route, make_application
-from notifier.web.server import Application
 from tests.storage.scenes import insert_clients, insert_ledger, running
 from tests.web.conftest import TOKEN, Api, MakeApi
 

@@ -18,7 +18,7 @@ from structlog.typing import EventDict
 
 from chaos.stage import PATIENCE
 from notifier import telemetry
-from notifier.web import base, files, server
+from notifier.web import application, base, files, server
 from notifier.web.base import PUBLIC, SMALL_BODY, Base, Handler
 from notifier.web.budgets import LogLimit
 from notifier.web.routes import API, ROUTES, Route, make_application
@@ -519,7 +519,7 @@ async def test_who_asks_before_sending_a_body_is_told_not_to(api: Api) -> None:
 
 
 async def test_a_refused_body_without_end_ends_the_connection(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "DROPPED_MAX", 2**20)
+    monkeypatch.setattr(application, "DROPPED_MAX", 2**20)
     async with wire(api) as each:
         each.send("/nothing", "Content-Length: 5000000000", body=b" " * 2**21)
         assert await each.answer() == 404
@@ -531,7 +531,7 @@ CHUNKS_REFUSED = (f"{API}/clients/batch", "Transfer-Encoding: chunked")
 
 
 async def test_chunks_of_a_refused_body_are_not_looked_at(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "DROPPED_MAX", 2**20)
+    monkeypatch.setattr(application, "DROPPED_MAX", 2**20)
     async with wire(api) as each:
         each.send(*CHUNKS_REFUSED)
         status, headers, _ = await each.whole()
