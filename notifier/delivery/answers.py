@@ -10,6 +10,7 @@ import json
 import math
 import re
 import time
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -223,9 +224,9 @@ def classify_error(error: Exception, secrets: Sequence[str] = ()) -> Answer:
     return Answer(Outcome.UNKNOWN, Reason.INTERNAL_ERROR, None, detail)
 
 
-def classify_unsent(error: Exception) -> Answer:
+def classify_unsent(error: Exception, secrets: Sequence[str] = ()) -> Answer:
     """What was raised instead of a connection: surely nothing was sent."""
-    detail = _words(f"{type(error).__name__}: {error}")
+    detail = _words(f"{type(error).__name__}: {error}", secrets)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return Answer(Outcome.UNAVAILABLE, Reason.DNS, None, detail)
     if isinstance(error, aiohttp.ClientSSLError):
@@ -266,13 +267,59 @@ def _wait(value: str, now: float) -> float | None:
 _SECONDS = re.compile(r"[+-]?\d+(?:\.\d*)?", re.ASCII)
 _BETWEEN = re.compile(r"(?<=[\dT])\s*,")  # not the comma after a weekday
 
-# Phone numbers in a gateway's words: they must not outlive the client, nor be read by whoever may read words.
-_NUMBER = re.compile(r"(?<!\d)\d{7,15}(?!\d)|\+\d[\d ().-]{5,20}\d")
+# Phone numbers in a gateway's words: they must not outlive the client, nor be read by whoever may read words. Seven
+# digits or more with up to three signs between two; dates, times and IPv4 addresses are none.
+_NUMBER = re.compile(
+    r"(?<!\d)(?P<kept>(?:19|20)\d\d-[01]\d-[0-3]\d(?:[ T][0-2]\d:[0-5]\d(?::[0-5]\d(?:\.\d{1,6})?)?)?(?!\d)"
+    r"|(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\d.]))"
+    r"|\+?\d(?:(?:(?![*:;,=\"'<>{}\[\]|])[\W_]){0,3}\d){6,}"
+)
+# A character written as \u0037, \x37, %37, &#55; or &#x37;
+_ESCAPED = re.compile(
+    r"\\(?:u([0-9a-f]{4})|x([0-7][0-9a-f]))|%([2-7][0-9a-f])|&#x0*([0-9a-f]{1,4});?|&#0*(\d{1,4});?", re.I
+)
+_TELLING = 7  # digits of a phone in sequence that tell whose it is
 
 
-def _words(text: str, secrets: Sequence[str] = ()) -> str:
+def without_phone(answer: Answer, phone: int) -> Answer:
+    """The answer without the digits of ``phone``, however they are separated: no seven in sequence are left."""
+    text, digits = answer.detail or "", str(phone)
+    parts = {digits[at : at + _TELLING] for at in range(max(1, len(digits) - _TELLING + 1))}
+    while True:  # what is left and right of a span may be a part of the phone again
+        at = [place for place, each in enumerate(text) if each.isdecimal()]
+        said = "".join(text[place] for place in at)
+        found = [(said.find(part), len(part)) for part in parts if part in said]
+        if not found:
+            return answer._replace(detail=text) if answer.detail else answer
+        start, length = min(found)
+        while said[start : start + length + 1] in digits and start + length < len(said):
+            length += 1
+        text = f"{text[: at[start]]}***{text[at[start + length - 1] + 1 :]}"
+
+
+def _plain(text: str) -> str:
+    """The text without escapes, up to three deep, and with ASCII digits only."""
+
+    def character(match: re.Match[str]) -> str:
+        *hexadecimal, decimal = match.groups()
+        return chr(int(decimal) if decimal else int(next(filter(None, hexadecimal)), 16))
+
+    for _ in range(3):
+        text, count = _ESCAPED.subn(character, text)
+        if not count:
+            break
+    if text.isascii():
+        return text
+    values = ((each, unicodedata.digit(each, None)) for each in text)
+    return "".join(each if value is None else str(value) for each, value in values)
+
+
+def _words(text: str, secrets: Sequence[str]) -> str:
     """A stranger's words, fit to be stored: none of ours, no phone number, no NUL, no lone surrogates, not long."""
     for secret in secrets:
         text = text.replace(secret, "***")
-    text = _NUMBER.sub("***", text[: 4 * DETAIL_LIMIT])[:DETAIL_LIMIT]
+    text = _plain(text[: 4 * DETAIL_LIMIT])
+    for secret in secrets:  # it may have been escaped
+        text = text.replace(secret, "***")
+    text = _NUMBER.sub(lambda match: match["kept"] or "***", text)[:DETAIL_LIMIT]
     return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")

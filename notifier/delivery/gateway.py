@@ -14,7 +14,7 @@ import aiohttp
 from yarl import URL
 
 from notifier import __version__, hosts
-from notifier.delivery.answers import Answer, classify, classify_error, classify_unsent
+from notifier.delivery.answers import Answer, classify, classify_error, classify_unsent, without_phone
 from notifier.delivery.http import Wire
 from notifier.models import Reason
 
@@ -95,16 +95,16 @@ class Gateway:
         try:
             wire = reused or await self._opened()
         except Exception as error:  # whatever a stranger's server makes a library do
-            return classify_unsent(error)
+            return classify_unsent(error, self._secrets)
         try:
             response = await wire.request(request, deadline)
             if reused:
                 self._apart = APART[0]
             if wire.reusable:
                 self._keep(wire, response.headers.get("Keep-Alive"))
-            return classify(response, self._secrets)
+            return without_phone(classify(response, self._secrets), phone)
         except Exception as error:
-            answer = classify_error(error, self._secrets)
+            answer = without_phone(classify_error(error, self._secrets), phone)
             if reused and answer.reason is Reason.RESET:
                 self._learn(idle)
                 self._keep_apart()

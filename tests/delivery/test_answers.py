@@ -11,14 +11,18 @@ from collections.abc import Iterator
 import aiohttp
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from notifier.delivery.answers import (
     Answer,
     classify_body,
     classify_error,
     classify_status,
+    classify_unsent,
     has_it_already,
     parse_retry_after,
+    without_phone,
 )
 from notifier.models import Outcome, Reason
 
@@ -175,9 +179,20 @@ def test_what_says_that_the_gateway_has_a_message_already(answer: Answer, has_it
         ("invalid number 79139990323", "-1: invalid number ***"),
         ("invalid number +7 913 999-03-23!", "-1: invalid number ***!"),
         (
-            "7913999 and 791399903237913, not 791399 nor 7913999032379139",
-            "-1: *** and ***, not 791399 nor 7913999032379139",
+            "7913999 and 791399903237913 and 7913999032379139, not 791399",
+            "-1: *** and *** and ***, not 791399",
         ),
+        ("to 7 916 555 12 00 or 8 (916) 555-12-01", "-1: to *** or ***"),
+        ("to 7-916-555-12-01, +7.916.555.12.01", "-1: to ***, ***"),
+        ("to 7_9_1_6_5_5_5_1_2_0_1", "-1: to ***"),
+        ("to 7\u200b916\u200b5551201", "-1: to ***"),
+        (r"to \u0037\u0039\u0031\u0036\u0035\u0035\u0035", "-1: to ***"),
+        ("to %37%39%31%36%35%35%35, %2537%2539165551201", "-1: to ***, ***"),
+        (
+            "to \uff17\uff19\uff11\uff16\uff15\uff15\uff15, \u0667\u0669\u0661\u0666\u0665\u0665\u0665",
+            "-1: to ***, ***",
+        ),
+        ("503 at 2026-12-01 02:30:15 from 192.168.100.200", "-1: 503 at 2026-12-01 02:30:15 from 192.168.100.200"),
     ],
 )
 def test_a_phone_number_in_a_gateway_s_words_is_not_kept(words: str, kept: str) -> None:
@@ -198,3 +213,20 @@ def test_a_phone_number_in_a_gateway_s_words_is_not_kept(words: str, kept: str) 
 def test_what_is_raised_has_a_reason(error: Exception, reason: Reason) -> None:
     answer = classify_error(error)
     assert (answer.outcome, answer.reason) == (Outcome.UNKNOWN, reason)
+
+
+@given(st.integers(10**9, 10**15 - 1), st.lists(st.text(st.sampled_from(" -_.:;/*ax\u200b"), max_size=4), min_size=15))
+def test_the_digits_of_the_message_s_own_phone_are_not_kept(phone: int, between: list[str]) -> None:
+    written = "".join(map("".join, zip(str(phone), between, strict=False)))
+    answer = classify_body(orjson.dumps({"code": -1, "message": f"no such number {written}, or {phone}"}))
+    kept = without_phone(answer, phone).detail or ""
+    assert str(phone)[-7:] not in "".join(filter(str.isdecimal, kept))
+
+
+def test_what_is_left_around_a_phone_is_no_phone() -> None:
+    answer = Answer(Outcome.REJECTED, detail="555a5a5a5a1a2a0a1a1201")
+    assert "5551201" not in "".join(filter(str.isdecimal, without_phone(answer, 79165551201).detail or ""))
+
+
+def test_a_secret_in_what_is_raised_before_a_connection_is_not_kept() -> None:
+    assert classify_unsent(OSError("no way to /s3cret-path/"), ["s3cret-path"]).detail == "OSError: no way to /***/"
