@@ -20,13 +20,25 @@ PIECE = 1000
 _SELECT = """
     SELECT id, phone, operator_code, tags, timezone, attributes, version, created_at, updated_at FROM clients
 """
-# What the ledger tells of the clients in ``gone``.
+# What the ledger and the last errors of the gateways tell of the clients in ``gone``.
 _ERASED = """
         erased AS (
             UPDATE attempts SET phone = NULL, detail = NULL, reference = NULL
             FROM gone JOIN messages ON messages.client_id = gone.client_id
             WHERE attempts.message_id = messages.id
               AND (attempts.phone IS NOT NULL OR attempts.detail IS NOT NULL OR attempts.reference IS NOT NULL)
+        ), theirs AS (
+            -- the ids that are named, so that the few errors and not all messages are looked through
+            SELECT g.name, messages.id
+            FROM gateways g, jsonb_array_elements(g.last_errors) error
+            JOIN messages ON messages.id = (error ->> 'message_id')::bigint
+            JOIN gone ON gone.client_id = messages.client_id
+        ), unsaid AS (
+            UPDATE gateways SET last_errors = (
+                SELECT jsonb_agg(CASE WHEN (error ->> 'message_id')::bigint IN (SELECT id FROM theirs)
+                                      THEN error || '{"detail": null}' ELSE error END ORDER BY place)
+                FROM jsonb_array_elements(last_errors) WITH ORDINALITY AS each (error, place))
+            WHERE name IN (SELECT name FROM theirs)
         )
 """
 

@@ -7,7 +7,7 @@ import pytest
 
 from notifier.errors import NotFound, PhoneTaken, Stale
 from notifier.models import Client
-from notifier.storage import clients
+from notifier.storage import clients, gateways
 from notifier.storage.database import Pool, transaction
 
 PHONE = 79161234567
@@ -106,6 +106,25 @@ async def test_what_a_request_under_way_writes_after_the_erasure_is_erased_too(d
     left = await db.fetch("SELECT phone, detail, reference FROM attempts")
     assert [tuple(row) for row in left] == [(None, None, None)]
     assert await clients.erase_again(db, 0) == 0
+
+
+async def test_the_last_errors_of_a_gateway_lose_the_words_about_a_person_who_is_erased(db: Pool) -> None:
+    """Also those that a replica had yet to write at the time; the words about others stay."""
+    gone, other = await clients.create(db, phone=PHONE), await clients.create(db, phone=PHONE + 1)
+    await db.execute("INSERT INTO messages VALUES (1, 1, $1), (2, 1, $2), (3, 2, $1)", gone.id, other.id)
+    error = {"first_at": "2026-01-31T09:00:00.000000Z", "count": 1, "outcome": "rejected", "reason": None}
+    errors = [
+        error | {"at": f"2026-01-31T09:0{9 - each}:00.000000Z", "status_code": 400 + each, "message_id": each}
+        for each in (1, 2, 3)
+    ]
+    said = [each | {"detail": "no such person"} for each in errors]
+    await gateways.note_errors(db, "default", said[:2])
+    await clients.delete(db, gone.id)
+    kept = [errors[0] | {"detail": None}, said[1]]
+    assert (await gateways.get(db, "default")).last_errors == kept
+    await gateways.note_errors(db, "default", said[2:])
+    assert await clients.erase_again(db, 0) == 1
+    assert (await gateways.get(db, "default")).last_errors == [*kept, errors[2] | {"detail": None}]
 
 
 async def test_upsert_touches_only_what_changes(db: Pool) -> None:
