@@ -114,8 +114,8 @@ def _unwrap(given: str) -> str:
         if char not in _READABLE:
             place = spelled.index(char)
             raise NotAPhone(
-                f"has {characters.name(given[place])} at character {place + 1}: write digits, spaces and + - ( ) only, "
-                "like +7 916 123-45-67"
+                f"has {characters.name(given[place])} at character {place + 1}: write digits, spaces, +, - and "
+                "brackets only, like +7 916 123-45-67"
             )
     if not _count(text):
         raise NotAPhone("has no digits")

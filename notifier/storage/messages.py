@@ -36,7 +36,7 @@ EXAMINED = 10_000
 
 IN_LEDGER = frozenset({Status.FAILED, Status.UNKNOWN, Status.SUPPRESSED, Status.DELIVERED, Status.UNDELIVERED})
 WHY_OVER = {Status.EXPIRED: Reason.ENDED, Status.CANCELLED: Reason.CANCELLED}
-"""The reason of a message that has no ledger row to say one."""
+"""The reason of a message whose ledger rows say nothing else."""
 CURSOR_SIZES = {status: {3} for status in Status} | {status: {1} for status in (*IN_LEDGER, Status.SENT)}
 CURSOR_SIZES[Status.UNKNOWN] = {1, 3}  # first the batches, then the ledger
 
@@ -382,7 +382,7 @@ def _message(row: asyncpg.Record, timeline: bool) -> Message:
     sending = bool(row["marked"])
     status = status_of(standings[-1] if standings else Standing.WAITING, mailing, sending=sending)
     reason = attempts[-1].reason if attempts else None
-    if reason is None and status in WHY_OVER:
+    if reason in (None, Reason.ENDED) and status in WHY_OVER:  # 0.1.0 wrote `ended` for a cancelled one, too
         reason = WHY_OVER[status]
     return Message(
         id=row["id"],

@@ -366,16 +366,23 @@ async def test_a_message_on_its_way_counts_the_request_that_may_have_started(db:
 async def test_a_message_that_was_not_sent_when_the_mailing_was_over_says_why(
     db: Pool, mailing: str, status: Status, reason: str
 ) -> None:
-    """1 was never tried, 2 was; neither has a next attempt."""
+    """1 was never tried, 2 was, 3 was given back by 0.1.0; none has a next attempt."""
     mailing_id = await insert_mailing(db, mailing)
-    await insert_slice(db, mailing_id, 1, await insert_clients(db, 2))
+    await insert_slice(db, mailing_id, 1, await insert_clients(db, 3))
     await insert_attempts(db, mailing_id, 2, ("unavailable", "retrying"))
+    await insert_attempts(db, mailing_id, 3, ("not_started", "waiting"))
+    await db.execute("UPDATE attempts SET reason = 'ended' WHERE message_id = 3")
     await insert_batch(db, mailing_id, range(1, 2), 1, "waiting")
     await insert_batch(db, mailing_id, [2], 2, "retrying")
+    await insert_batch(db, mailing_id, [3], 2, "waiting")
 
     found = await listed(db, mailing_id, status, 5)
 
-    assert [(m.id, m.reason, m.next_attempt_at) for m in found] == [(2, "r1", None), (1, reason, None)]
+    assert [(m.id, m.reason, m.next_attempt_at) for m in found] == [
+        (3, reason, None),
+        (2, "r1", None),
+        (1, reason, None),
+    ]
 
 
 async def test_the_phone_goes_with_the_client(db: Pool) -> None:
