@@ -20,7 +20,7 @@ PIECE = 1000
 _SELECT = """
     SELECT id, phone, operator_code, tags, timezone, attributes, version, created_at, updated_at FROM clients
 """
-# What the ledger and the last errors of the gateways tell of the clients in ``gone``.
+# What the ledger and the gateways tell of the clients in ``gone``.
 _ERASED = """
         erased AS (
             UPDATE attempts SET phone = NULL, detail = NULL, reference = NULL
@@ -33,12 +33,26 @@ _ERASED = """
             FROM gateways g, jsonb_array_elements(g.last_errors) error
             JOIN messages ON messages.id = (error ->> 'message_id')::bigint
             JOIN gone ON gone.client_id = messages.client_id
+        ), words AS (
+            -- a gateway's sentences name no message: they are told by the words, which an outage puts its reason before
+            SELECT DISTINCT regexp_replace(attempts.detail, '^[a-z_]+: ', '') AS said
+            FROM gone
+            JOIN messages ON messages.client_id = gone.client_id
+            JOIN attempts ON attempts.message_id = messages.id
+            WHERE attempts.detail IS NOT NULL
         ), unsaid AS (
-            UPDATE gateways SET last_errors = (
-                SELECT jsonb_agg(CASE WHEN (error ->> 'message_id')::bigint IN (SELECT id FROM theirs)
-                                      THEN error || '{"detail": null}' ELSE error END ORDER BY place)
-                FROM jsonb_array_elements(last_errors) WITH ORDINALITY AS each (error, place))
-            WHERE name IN (SELECT name FROM theirs)
+            UPDATE gateways SET
+                last_errors = (
+                    SELECT coalesce(jsonb_agg(
+                        CASE WHEN (error ->> 'message_id')::bigint IN (SELECT id FROM theirs)
+                             THEN error || '{"detail": null}' ELSE error END ORDER BY place), '[]')
+                    FROM jsonb_array_elements(last_errors) WITH ORDINALITY AS each (error, place)),
+                detail = CASE WHEN NOT EXISTS (SELECT FROM words WHERE said <> '' AND strpos(detail, said) > 0)
+                         THEN detail END,
+                breaker_detail = CASE WHEN NOT EXISTS (
+                    SELECT FROM words WHERE said <> '' AND strpos(breaker_detail, said) > 0) THEN breaker_detail END
+            WHERE name IN (SELECT name FROM theirs) OR EXISTS (
+                SELECT FROM words WHERE said <> '' AND strpos(concat(detail, ' ', breaker_detail), said) > 0)
         )
 """
 

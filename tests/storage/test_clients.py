@@ -127,6 +127,27 @@ async def test_the_last_errors_of_a_gateway_lose_the_words_about_a_person_who_is
     assert (await gateways.get(db, "default")).last_errors == [*kept, errors[2] | {"detail": None}]
 
 
+async def test_a_gateway_s_sentences_lose_the_words_about_a_person_who_is_erased(db: Pool) -> None:
+    """Not those about somebody else."""
+    gone, other = await clients.create(db, phone=PHONE), await clients.create(db, phone=PHONE + 1)
+    await db.execute("INSERT INTO messages VALUES (1, 1, $1), (2, 1, $2)", gone.id, other.id)
+    await db.execute(
+        """
+        INSERT INTO attempts (message_id, mailing_id, started_at, phone, outcome, standing, seq, detail)
+        VALUES (1, 1, now(), 1, 'unavailable', 'failed', 1, 'unavailable: no Ivanov here'),
+               (2, 1, now(), 2, 'unavailable', 'failed', 1, 'down for repair')
+        """
+    )
+    await gateways.misconfigured(db, "default", "rejected", "The gateway answered 400: no Ivanov here.")
+    await gateways.open_breaker(db, "default", "The gateway answered 503: no Ivanov here.")
+    await clients.delete(db, gone.id)
+    kept = await gateways.get(db, "default")
+    assert (kept.state, kept.detail, kept.breaker, kept.breaker_detail) == ("misconfigured", None, "open", None)
+    await db.execute("UPDATE gateways SET breaker_detail = 'The gateway answered 503: no Petrov here.'")
+    await clients.delete(db, other.id)
+    assert (await gateways.get(db, "default")).breaker_detail == "The gateway answered 503: no Petrov here."
+
+
 async def test_upsert_touches_only_what_changes(db: Pool) -> None:
     items: list[dict[str, Any]] = [{"phone": PHONE, "tags": ["a"], "attributes": {"a": [1, "é"]}}, {"phone": PHONE + 1}]
     first = await clients.upsert(db, items)
