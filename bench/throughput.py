@@ -1,7 +1,7 @@
 """Messages a second end to end, everything on, beside a bare aiohttp loop without a database.
 
 All run one after the other in one process against the same nginx with the same number of connections. The bare loop
-uses aiohttp's session as fast as it goes (`bench/plain.py`), the engine its own HTTP over aiohttp's connections; beside
+uses aiohttp's session as fast as it goes (`bench/plain.py`), the engine its own HTTP (decision 0021); beside
 a loop over that the ratio is what the engine itself costs. The baseline of a run is the mean of the loop's runs before
 and after it, since the machine drifts. All run under the service's own settings of the garbage collector.
 """

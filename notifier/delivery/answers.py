@@ -17,13 +17,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_tz
 from typing import Any, NamedTuple
 
-import aiohttp
 import orjson
 from aiohttp import hdrs
 
 from notifier import hosts
-from notifier.delivery.http import BODY_LIMIT, Response
+from notifier.delivery.connect import NotConnected
+from notifier.delivery.http import Response
 from notifier.delivery.lenient import Unreadable
+from notifier.delivery.reader import BODY_LIMIT
 from notifier.models import Outcome, Reason
 
 DETAIL_LIMIT = 300  # characters of a gateway's words that are kept
@@ -217,27 +218,16 @@ def classify_error(error: Exception, secrets: Sequence[str] = ()) -> Answer:
         return Answer(Outcome.UNKNOWN, Reason.TIMEOUT, None, detail)
     if isinstance(error, Unreadable):
         return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, None, _words(str(error), secrets))
-    if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
+    if isinstance(error, OSError):
         return Answer(Outcome.UNKNOWN, Reason.RESET, None, detail)
-    if isinstance(error, aiohttp.ClientError | ValueError | zlib.error):
-        return Answer(Outcome.UNKNOWN, Reason.BAD_ANSWER, None, detail)
     return Answer(Outcome.UNKNOWN, Reason.INTERNAL_ERROR, None, detail)
 
 
 def classify_unsent(error: Exception, secrets: Sequence[str] = ()) -> Answer:
     """What was raised instead of a connection: surely nothing was sent."""
-    detail = _words(f"{type(error).__name__}: {error}", secrets)
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return Answer(Outcome.UNAVAILABLE, Reason.DNS, None, detail)
-    if isinstance(error, aiohttp.ClientSSLError):
-        return Answer(Outcome.UNAVAILABLE, Reason.TLS, None, detail)
-    if isinstance(error, asyncio.TimeoutError):
-        return Answer(Outcome.UNAVAILABLE, Reason.CONNECT_TIMEOUT, None, detail)
-    if isinstance(error, ValueError):  # a name that is none
-        return Answer(Outcome.UNAVAILABLE, Reason.DNS, None, detail)
-    if isinstance(error, aiohttp.ClientConnectionError | OSError):
-        return Answer(Outcome.UNAVAILABLE, Reason.REFUSED, None, detail)
-    return Answer(Outcome.UNAVAILABLE, Reason.INTERNAL_ERROR, None, detail)
+    if isinstance(error, NotConnected):
+        return Answer(Outcome.UNAVAILABLE, error.reason, None, _words(str(error), secrets))
+    return Answer(Outcome.UNAVAILABLE, Reason.INTERNAL_ERROR, None, _words(f"{type(error).__name__}: {error}", secrets))
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:

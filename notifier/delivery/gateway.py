@@ -10,11 +10,11 @@ import re
 from collections import deque
 from typing import Self
 
-import aiohttp
 from yarl import URL
 
 from notifier import __version__, hosts
 from notifier.delivery.answers import Answer, classify, classify_error, classify_unsent, without_phone
+from notifier.delivery.connect import Endpoint
 from notifier.delivery.http import Wire
 from notifier.models import Reason
 
@@ -47,11 +47,9 @@ class Gateway:
         base = URL(url.rstrip("/") + "/v1/send/")
         self._loop = asyncio.get_running_loop()
         self._timeout = timeout
-        # under the whole request's, so that what was surely not sent is known to be so
-        self._connect_timeout = aiohttp.ClientTimeout(connect=min(CONNECT_TIMEOUT, timeout * 0.8))
         self._in_address = tuple(hosts.secrets_in(url))
-        self._connector = aiohttp.TCPConnector(limit=0)
-        self._target = aiohttp.ClientRequest("POST", base, loop=self._loop)
+        # under the whole request's, so that what was surely not sent is known to be so
+        self._endpoint = Endpoint(base, min(CONNECT_TIMEOUT, timeout * 0.8))
         self._idle: deque[tuple[Wire, float]] = deque()  # since when, by the loop's time; the last used at the end
         self._tidying: asyncio.TimerHandle | None = None
         self._apart, self._apart_until = APART[0], 0.0
@@ -78,7 +76,7 @@ class Gateway:
         if self._tidying is not None:
             self._tidying.cancel()
         self._idle.clear()
-        await self._connector.close()
+        self._endpoint.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,7 +91,7 @@ class Gateway:
         deadline = self._loop.time() + self._timeout
         reused, idle = self._reused()
         try:
-            wire = reused or await self._opened()
+            wire = reused or await self._endpoint.connect()
         except Exception as error:  # whatever a stranger's server makes a library do
             return classify_unsent(error, self._secrets)
         try:
@@ -143,7 +141,7 @@ class Gateway:
     def _keep(self, wire: Wire, promise: str | None) -> None:
         found = promise and _KEEP_ALIVE_TIMEOUT.search(promise)
         self._promised = float(found[1]) if found else None
-        if self._connector.closed or self._loop.time() < self._apart_until:
+        if self._endpoint.closed or self._loop.time() < self._apart_until:
             wire.close()
             return
         self._idle.append((wire, self._loop.time()))
@@ -164,9 +162,6 @@ class Gateway:
         while self._idle and (self._idle[0][1] <= since or not self._idle[0][0].reusable):
             self._let_go(*self._idle.popleft())
         self._tidying = self._loop.call_later(keep_for, self._tidy) if self._idle else None
-
-    async def _opened(self) -> Wire:
-        return Wire(await self._connector.connect(self._target, [], self._connect_timeout))
 
 
 _KEEP_ALIVE_TIMEOUT = re.compile(r"timeout\s*=\s*(\d{1,6})", re.IGNORECASE)

@@ -19,6 +19,7 @@ import trustme
 from notifier.delivery.answers import Answer
 from notifier.delivery.gateway import Gateway
 from notifier.delivery.http import Wire
+from notifier.delivery.reader import Reader
 from notifier.models import Outcome, Reason
 from tests.conftest import poll_until
 
@@ -186,7 +187,7 @@ async def test_what_was_closed_is_gone_without_the_collector_of_cycles() -> None
             for _ in range(len(broken) * 5):
                 await send(gateway)
             await poll_until(lambda: server.open == 0)
-            await poll_until(lambda: len([thing for thing in gc.get_objects() if type(thing) is Wire]) <= 1)
+            await poll_until(lambda: len([thing for thing in gc.get_objects() if type(thing) in (Wire, Reader)]) <= 1)
         finally:
             gc.enable()
 
