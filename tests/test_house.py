@@ -143,6 +143,17 @@ def test_an_environment_in_the_checkout_is_nobodys_code(tmp_path: Path, name: st
     assert listed.stdout.split() == [".gitignore", "ours.py", "pyproject.toml"]
 
 
+def test_the_table_of_decisions_lists_every_decision_once_with_its_title() -> None:
+    """A decision that is missing, or whose title differs, is not found by whoever reads only the table."""
+    folder = ROOT / "docs" / "decisions"
+    rows = re.findall(
+        r"^\| \[(\d{4})\]\(([^)]+)\) \| (.+?) \| \d{4}-\d\d-\d\d \|", text_of("docs/decisions/README.md"), re.M
+    )
+    files = sorted(folder.glob("[0-9]*.md"))
+    titles = [path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for path in files]
+    assert rows == [(path.name[:4], path.name, title) for path, title in zip(files, titles, strict=True)]
+
+
 def test_the_documentation_names_every_hole_and_every_test_that_shows_one() -> None:
     text = text_of("docs/delivery.md")
     assert [rule for rule, hole in HOLES.items() if f"| {rule} | `{hole.test.__name__}` |" not in text] == []
