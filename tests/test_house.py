@@ -154,10 +154,29 @@ def test_the_table_of_decisions_lists_every_decision_once_with_its_title() -> No
     assert rows == [(path.name[:4], path.name, title) for path, title in zip(files, titles, strict=True)]
 
 
+def anchors_of(path: Path) -> set[str]:
+    """The names by which GitHub links to the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_link_between_documents_leads_to_a_heading_or_a_file() -> None:
+    broken = []
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+            if "://" in link:
+                continue
+            name, _, anchor = link.partition("#")
+            target = path.parent / name if name else path
+            if not target.exists() or (anchor and anchor not in anchors_of(target)):
+                broken.append(f"{path.relative_to(ROOT)}: {link}")
+    assert broken == []
+
+
 def test_the_documentation_names_every_hole_and_every_test_that_shows_one() -> None:
-    text = text_of("docs/delivery.md")
+    text = text_of("docs/invariants.md")
     assert [rule for rule, hole in HOLES.items() if f"| {rule} | `{hole.test.__name__}` |" not in text] == []
-    named = set(re.findall(r"`(test_without_\w+)`", text))
+    named = set(re.findall(r"`(test_\w+)`", text))
     there = {
         name for path in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
     }

@@ -1,4 +1,4 @@
-"""Each rule of the engine is left out once, and the test that guards it must fail; docs/delivery.md lists them.
+"""Each rule of the engine is left out once, and the test that guards it must fail; docs/invariants.md lists them.
 
 The rules that live in SQL have theirs beside their statement: tests/storage, the tests named `test_without_…`.
 """
