@@ -21,7 +21,7 @@ demo: $(VENV)/.with-embedded ## from nothing to a finished mailing; ARGS="--clie
 install: $(VENV)/.with-server ## what a server needs, into .venv; PREFIX=/opt/notifier: there, independent of this folder
 	@echo "Installed: $(BIN)/notifier --help"
 
-test: lint ## everything CI runs: format, lint, types, import contract, tests, coverage; ARGS go to pytest
+test: lint ## what CI runs: format, lint, types, import contract, tests; ARGS go to pytest
 	@$(BIN)/python -m tests.run $(ARGS)
 
 lint: $(VENV)/.with-test ## format check, ruff, mypy, import contract
