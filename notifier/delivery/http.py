@@ -15,11 +15,11 @@ from multidict import MultiMapping
 from notifier.delivery.lenient import Unreadable
 from notifier.delivery.reader import Reader
 
-REST_TIMEOUT = 1.0  # seconds; what another status than 200 means is known by it, so its words are not waited for long
+REST_TIMEOUT = 1.0  # seconds; a status from 300 on refuses by itself, so its body is not waited for longer
 
 
 class Response(NamedTuple):
-    """A status, headers (of any case), and the body as it came; None if it was too large or, but for a 200, broken."""
+    """A status, headers (of any case), and the body as it came; None if it was too large or, from 300 on, not whole."""
 
     status: int
     headers: MultiMapping[str]
@@ -100,7 +100,7 @@ class Wire(asyncio.Protocol):
         if done:
             self._kept_alive = reader.reusable
             self._finish(reader)
-        elif not knew and reader.status not in (0, 200):
+        elif not knew and reader.status >= 300:
             self._loop.call_later(REST_TIMEOUT, self._enough, self._waiter)
 
     def eof_received(self) -> None:
@@ -133,8 +133,8 @@ class Wire(asyncio.Protocol):
             self.close()
 
     def _fail(self, error: Exception) -> None:
-        """Once another status than 200 is known, no error changes it."""
-        if self._reader is not None and self._reader.status not in (0, 200):
+        """Once a status from 300 on is known, no error changes it."""
+        if self._reader is not None and self._reader.status >= 300:
             self._finish(self._reader)
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)

@@ -305,6 +305,21 @@ async def test_a_status_stands_whatever_its_body_is(rest: list[bytes], monkeypat
         assert (await send(gateway)).outcome is Outcome.ACCEPTED
 
 
+@pytest.mark.parametrize("status", [b"200 OK", b"201 Created", b"202 Accepted"])
+async def test_the_body_of_a_success_is_waited_for(status: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of them means what is said in it, so a part of it is as good as none."""
+    monkeypatch.setattr("notifier.delivery.http.REST_TIMEOUT", 0.01)
+    head = b"HTTP/1.1 " + status + b'\r\nContent-Length: 12\r\n\r\n{"code":1'
+    async with serving([head], [head, FIN]) as (server, gateway):
+        task = asyncio.create_task(send(gateway))
+        await poll_until(lambda: len(server.requests) == 1)
+        await asyncio.sleep(0.1)
+        server.writers[0].write(b"23}")
+        answer = await task
+        assert (answer.status_code, "123" in str(answer.detail)) == (int(status[:3]), True)
+        assert (await send(gateway)).reason is Reason.RESET
+
+
 async def test_a_cancelled_request_closes_its_connection() -> None:
     async with serving([], [OK]) as (server, gateway):
         task = asyncio.create_task(send(gateway))
