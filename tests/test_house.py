@@ -173,6 +173,23 @@ def test_every_link_between_documents_leads_to_a_heading_or_a_file() -> None:
     assert broken == []
 
 
+def test_the_diagram_of_the_tables_has_every_table_and_no_other() -> None:
+    drawn = set(re.findall(r"^    (\w+) \{", text_of("docs/architecture.md"), re.M))
+    made, dropped = set(), set()
+    for path in (ROOT / "migrations").glob("*.sql"):
+        if ".rollback" not in path.name:
+            text = path.read_text(encoding="utf-8")
+            made |= set(re.findall(r"^CREATE TABLE (\w+)", text, re.M))
+            dropped |= set(re.findall(r"^DROP TABLE (\w+)", text, re.M))
+    assert drawn == made - dropped
+
+
+def test_every_page_of_the_documentation_is_in_its_index() -> None:
+    index = text_of("docs/README.md")
+    pages = [path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"]
+    assert [name for name in pages if f"]({name})" not in index] == []
+
+
 def test_the_documentation_names_every_hole_and_every_test_that_shows_one() -> None:
     text = text_of("docs/invariants.md")
     assert [rule for rule, hole in HOLES.items() if f"| {rule} | `{hole.test.__name__}` |" not in text] == []
