@@ -153,7 +153,9 @@ class Server(HTTPServer):
         """Accept on sockets that listen and do not block."""
         for each in sockets:
             if each.family != socket.AF_UNIX:
-                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)  # what is accepted inherits it
+                # What is accepted inherits them.
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._listeners.append(each)
         self._listen()
         self._sweep()

@@ -50,6 +50,7 @@ class Stream(IOStream):
         self.since = time.monotonic()
         self._server = server
         self._is_ahead = self._has_line = self._is_answered = self._is_refused = self._at_trailers = False
+        self._is_between = False  # the answer is out, and the next head is not read yet
         self._line_left = HEAD  # bytes in which the request line is to end
         self._chunks = 0
         self._drops = 0
@@ -59,7 +60,7 @@ class Stream(IOStream):
         self.since = time.monotonic()
         self.begun = self.since if self._is_ahead else None
         self.is_answering = self.reads_body = self._is_ahead = self._has_line = self._is_answered = False
-        self.is_known = False
+        self.is_known = self._is_between = False
         self._line_left, self._chunks = HEAD, 0
 
     def admitted(self) -> None:
@@ -73,7 +74,18 @@ class Stream(IOStream):
 
     # reading
 
+    def set_nodelay(self, value: bool) -> None:
+        """Tornado turns it on before the last bytes of an answer, and off once they are out and before it reads on.
+
+        Here it is always on, since an answer goes out as a whole (`Server.add_sockets`).
+        """
+        self._is_between = not value
+
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        if self._is_between:
+            # A fast client's next request: Tornado reads it in a moment. Read now, before anybody asks for it, it would
+            # have Tornado stop listening and begin again, which costs more than anything else on a short call.
+            return None
         count = super().read_from_fd(buf)
         if count:
             if self.is_answering:

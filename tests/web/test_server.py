@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import pytest
 from structlog.typing import EventDict
+from tornado.ioloop import IOLoop
 
 from chaos.stage import PATIENCE
 from notifier import telemetry
@@ -312,6 +313,28 @@ async def test_who_reads_too_slowly_is_cut(slow: Api, monkeypatch: pytest.Monkey
             await asyncio.sleep(0.01)
     assert got < 64 * 2**20
     assert figure("notifier_http_closed_total", reason="stalled") == stalled + 1
+
+
+async def test_a_client_that_asks_on_at_once_does_not_have_us_listen_anew(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, changed = type(IOLoop.current()), []
+    update = kind.update_handler
+
+    def counted(self: IOLoop, fd: int, events: int) -> None:
+        changed.append(events)
+        update(self, fd, events)
+
+    monkeypatch.setattr(kind, "update_handler", counted)
+
+    def ask() -> None:
+        with socket.create_connection(("127.0.0.1", int(api.url.rpartition(":")[2]))) as client:
+            for _ in range(300):
+                client.sendall(GET)
+                assert client.recv(65_536).startswith(b"HTTP/1.1 200")
+
+    await asyncio.to_thread(ask)
+    assert changed == []
 
 
 # ---- heads
