@@ -21,7 +21,7 @@ LARGE = 5_000_000 if os.environ.get("FULL") else 500_000
 SLICE = 5_000  # messages, as the planner's
 REPLICAS = 3  # wrote a third of the ledger each
 ODD = {"failed": 0, "unknown": 1, "suppressed": 2, "retrying": 3}
-"""Of every so many messages one each did not go out: standing, and its place among them."""
+"""Of every so many messages one each did not go out: state, and its place among them."""
 
 
 @contextmanager
@@ -133,53 +133,53 @@ _STATEMENTS = (
     """,
     """
     INSERT INTO attempts (message_id, mailing_id, started_at, phone, duration_ms, replica, text_version, outcome,
-                          standing, seq, status_code, reason)
+                          state, seq, status_code, reason)
     SELECT %(first)s + n * %(messages)s::bigint + p, %(mailing)s + n,
            now() - (%(through)s - p) * %(step)s * interval '1 second',
            79000000001 + p, 40, 1 + p / %(share)s, 1,
-           CASE standing WHEN 'sent' THEN 'accepted' WHEN 'failed' THEN 'rejected' WHEN 'unknown' THEN 'unknown'
+           CASE state WHEN 'sent' THEN 'accepted' WHEN 'failed' THEN 'rejected' WHEN 'unknown' THEN 'unknown'
                          WHEN 'suppressed' THEN 'suppressed' ELSE 'unavailable' END::outcome,
-           standing::standing, 1,
-           CASE standing WHEN 'sent' THEN 200 WHEN 'failed' THEN 422 END,
-           CASE standing WHEN 'failed' THEN 'rejected' WHEN 'unknown' THEN 'timeout'
+           state::message_state, 1,
+           CASE state WHEN 'sent' THEN 200 WHEN 'failed' THEN 422 END,
+           CASE state WHEN 'failed' THEN 'rejected' WHEN 'unknown' THEN 'timeout'
                          WHEN 'suppressed' THEN 'client_deleted' WHEN 'retrying' THEN 'refused' END
     FROM generate_series(0, %(count)s - 1) n, generate_series(0, %(through)s - 1) p,
          LATERAL (
              SELECT CASE p %% %(every)s WHEN %(failed)s THEN 'failed' WHEN %(unknown)s THEN 'unknown'
                                          WHEN %(suppressed)s THEN 'suppressed' WHEN %(retrying)s THEN 'retrying'
                                          ELSE 'sent' END
-         ) s (standing)
+         ) s (state)
     """,
     """
-    INSERT INTO counters (mailing_id, slot, standing, n, first_at, last_at)
-    SELECT mailing_id, replica %% 8, standing, count(*), min(started_at), max(started_at) FROM attempts
+    INSERT INTO counters (mailing_id, slot, state, n, first_at, last_at)
+    SELECT mailing_id, replica %% 8, state, count(*), min(started_at), max(started_at) FROM attempts
     WHERE mailing_id >= %(mailing)s GROUP BY 1, 2, 3
     """,
     """
     INSERT INTO failures (mailing_id, slot, reason, n)
     SELECT mailing_id, replica %% 8, reason, count(*) FROM attempts
-    WHERE mailing_id >= %(mailing)s AND standing = 'failed' GROUP BY 1, 2, 3
+    WHERE mailing_id >= %(mailing)s AND state = 'failed' GROUP BY 1, 2, 3
     """,
     """
     INSERT INTO series (mailing_id, slot, at, sent, failed)
     SELECT mailing_id, replica %% 8, date_bin('10 seconds', started_at, 'epoch'),
-           count(*) FILTER (WHERE standing = 'sent'), count(*) FILTER (WHERE standing = 'failed')
-    FROM attempts WHERE mailing_id >= %(mailing)s AND standing IN ('sent', 'failed') GROUP BY 1, 2, 3
+           count(*) FILTER (WHERE state = 'sent'), count(*) FILTER (WHERE state = 'failed')
+    FROM attempts WHERE mailing_id >= %(mailing)s AND state IN ('sent', 'failed') GROUP BY 1, 2, 3
     """,
     # What is to be tried again lies in lists, as the records of a few seconds leave them.
     """
-    INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing, ids)
+    INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state, ids)
     SELECT mailing_id, now() + interval '1 minute', min(id), max(id), count(*), 2, 'retrying', array_agg(id ORDER BY id)
     FROM (
         SELECT mailing_id, message_id AS id,
                row_number() OVER (PARTITION BY mailing_id ORDER BY message_id) / 50 AS list
-        FROM attempts WHERE mailing_id >= %(mailing)s AND standing = 'retrying'
+        FROM attempts WHERE mailing_id >= %(mailing)s AND state = 'retrying'
     ) retried
     GROUP BY mailing_id, list ORDER BY mailing_id, list
     """,
     # The first of these is under way when some are.
     """
-    INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing, owner, replica, mark)
+    INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state, owner, replica, watermark)
     SELECT %(mailing)s + n, now() - interval '1 minute', start + p, start + last, last - p + 1, 1, 'waiting',
            CASE WHEN under_way THEN nextval('claims') END, CASE WHEN under_way THEN 1 END,
            CASE WHEN under_way THEN %(sending)s ELSE 0 END

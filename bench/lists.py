@@ -74,9 +74,9 @@ async def by_status(small: str, large: str) -> dict[str, list[list[float]]]:
         await create_pool(large, size=1, application_name="bench") as many,
     ):
         both = [(db, await db.fetchval("SELECT max(mailing_id) FROM slices")) for db in (few, many)]
-        for standing in MailingStatus:
-            times[f"{standing} mailings"] = await in_turn(
-                ROUNDS, *(partial(mailings.page, db, status=standing, before=None, limit=LIMIT) for db, _ in both)
+        for state in MailingStatus:
+            times[f"{state} mailings"] = await in_turn(
+                ROUNDS, *(partial(mailings.page, db, status=state, before=None, limit=LIMIT) for db, _ in both)
             )
         for status in sorted(Status, key=lambda status: status in ENDED):
             for db, id_ in both:

@@ -27,7 +27,7 @@ _BARE = (
     SELECT $1::bigint + row_number() OVER (ORDER BY id), $2, id FROM clients
     """,
     f"""
-    INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing)
+    INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state)
     SELECT $2, now(), $1::bigint + 1 + p, $1::bigint + {queue.BATCH_SIZE} + p, {queue.BATCH_SIZE}, 1, 'waiting'
     FROM generate_series(0, (SELECT count(*) FROM clients) - 1, {queue.BATCH_SIZE}) p
     """,

@@ -135,7 +135,7 @@ async def pace(db: Pool, since: datetime | None = None) -> tuple[int, float]:
         """
         SELECT count(*) AS n,
                extract(epoch FROM max(started_at + duration_ms * interval '1 ms') - min(started_at))::float8 AS seconds
-        FROM attempts WHERE standing = 'sent' AND started_at >= coalesce($1, '-infinity'::timestamptz)
+        FROM attempts WHERE state = 'sent' AND started_at >= coalesce($1, '-infinity'::timestamptz)
         """,
         since,
     )

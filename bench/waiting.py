@@ -40,7 +40,7 @@ async def sending(db: Pool, url: str) -> AsyncIterator[Scheduler]:
 
 async def sent(db: Pool) -> int:
     """How many messages were sent so far."""
-    return int(await db.fetchval("SELECT coalesce(sum(n), 0)::bigint FROM counters WHERE standing = 'sent'"))
+    return int(await db.fetchval("SELECT coalesce(sum(n), 0)::bigint FROM counters WHERE state = 'sent'"))
 
 
 async def paced(db: Pool, url: str) -> float:

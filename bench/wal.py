@@ -48,7 +48,7 @@ async def measure(url: str, dsn: str) -> tuple[float, float]:
         while (await mailings.get(db, mailing)).status != "finished":
             await asyncio.sleep(0.1)
         delivered = await written(db)
-        sent = await db.fetchval("SELECT count(*) FROM attempts WHERE standing = 'sent'")
+        sent = await db.fetchval("SELECT count(*) FROM attempts WHERE state = 'sent'")
         assert sent == MESSAGES, f"{sent} of {MESSAGES} sent"
         return (planned - begun) / MESSAGES, (delivered - before) / MESSAGES
 

@@ -23,7 +23,7 @@ import psycopg
 from chaos.proxy import Proxy
 from chaos.stage import Replica, Stage, free_port, has, on_stage, server_user, until
 from chaos.verdict import Figures, Lacking, Row, judge, timed, together, watching
-from notifier.delivery.session import TRUSTED_AFTER
+from notifier.cluster.control import TRUSTED_AFTER
 
 QUICK_RETRIES = {"delivery.backoff.BASE": 0.1, "delivery.backoff.CAP": 0.5}
 
@@ -276,7 +276,7 @@ def _nobody_can_write(stage: Stage) -> bool:
         replica.id
         for replica in stage.replicas
         for event in replica.events()
-        if event["event"] == "the database is away" and event["loop"] == "recorder"
+        if event["event"] == "the database is unavailable" and event["loop"] == "recorder"
     }
     return bool(failed) and owners <= failed
 
@@ -500,7 +500,7 @@ CLAIMABLE = """
 
 
 def _sent(stage: Stage) -> int:
-    return int(stage.database.value("SELECT coalesce(sum(n), 0) FROM counters WHERE standing = 'sent'"))
+    return int(stage.database.value("SELECT coalesce(sum(n), 0) FROM counters WHERE state = 'sent'"))
 
 
 def _fill(stage: Stage, waiting: int, clients: int) -> None:
@@ -516,7 +516,7 @@ def _fill(stage: Stage, waiting: int, clients: int) -> None:
         INSERT INTO slices SELECT id, (id - 1) * {clients} + 1, id * {clients} FROM mailings;
         UPDATE message_ids SET next = {waiting} + 1;
         INSERT INTO messages SELECT (m.id - 1) * {clients} + c.id, m.id, c.id FROM mailings m CROSS JOIN clients c;
-        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing)
+        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state)
         SELECT m.id, now(), f, f + 499, 500, 1, 'waiting'
         FROM mailings m CROSS JOIN generate_series((m.id - 1) * {clients} + 1, m.id * {clients}, 500) f;
         ANALYZE

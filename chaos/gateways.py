@@ -98,12 +98,12 @@ def memory(replica: Replica) -> int:
 
 def _outcomes(stage: Stage, mailing: int) -> dict[tuple[str, str], int]:
     rows = stage.database.query(
-        "SELECT outcome::text, standing::text, count(*) AS n FROM attempts WHERE mailing_id = %s AND outcome <> "
+        "SELECT outcome::text, state::text, count(*) AS n FROM attempts WHERE mailing_id = %s AND outcome <> "
         "'not_started' GROUP BY 1, 2",
         mailing,
     )
     shown = {"doubtful": "retrying"}
-    return {(row["outcome"], shown.get(row["standing"], row["standing"])): row["n"] for row in rows}
+    return {(row["outcome"], shown.get(row["state"], row["state"])): row["n"] for row in rows}
 
 
 def lies(names: tuple[str, ...] = tuple(LIES), clients: int = 40) -> Figures:

@@ -20,16 +20,16 @@ from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from notifier import windows
-from notifier.delivery.sender import AHEAD
+from notifier.delivery.feeder import AHEAD
 from notifier.errors import NotFound
 from notifier.models import (
     IN_DOUBT,
-    OPEN_STANDINGS,
+    OPEN_STATES,
     REQUESTS,
     MailingStatus,
+    MessageState,
     Outcome,
     Reason,
-    Standing,
     Status,
     Window,
     status_of,
@@ -122,7 +122,7 @@ class Attempt(NamedTuple):
     """A row of the service's own ledger."""
 
     outcome: Outcome
-    standing: Standing
+    state: MessageState
     started_at: datetime
     reason: str | None = None
     phone: int | None = None
@@ -210,12 +210,12 @@ async def _mailings(conn: Connection) -> dict[int, Mailing]:
 async def _messages(conn: Connection, mailings: Mapping[int, Mailing], default_zone: ZoneInfo) -> dict[int, Message]:
     attempts: dict[int, tuple[Attempt, ...]] = {}
     async for row in conn.cursor(
-        "SELECT message_id, outcome::text, standing::text, started_at, reason, phone, text_version FROM attempts "
+        "SELECT message_id, outcome::text, state::text, started_at, reason, phone, text_version FROM attempts "
         "ORDER BY message_id, seq",
         prefetch=10_000,
     ):
-        message_id, outcome, standing, *rest = row
-        attempt = Attempt(Outcome(outcome), Standing(standing), *rest)
+        message_id, outcome, state, *rest = row
+        attempt = Attempt(Outcome(outcome), MessageState(state), *rest)
         attempts[message_id] = (*attempts.get(message_id, ()), attempt)
     sending = {
         (row["id"], row["seq"])
@@ -225,7 +225,7 @@ async def _messages(conn: Connection, mailings: Mapping[int, Mailing], default_z
             FROM batches b
             CROSS JOIN LATERAL unnest(coalesce(b.ids, ARRAY(SELECT generate_series(b.first_id, b.last_id))))
                 WITH ORDINALITY e (id, position)
-            WHERE b.owner IS NOT NULL AND e.position <= b.mark
+            WHERE b.owner IS NOT NULL AND e.position <= b.watermark
             """
         )
     }
@@ -237,14 +237,14 @@ async def _messages(conn: Connection, mailings: Mapping[int, Mailing], default_z
     ):
         message_id, mailing_id, client_id, phone, timezone = row
         mine = attempts.get(message_id, ())
-        standing = mine[-1].standing if mine else Standing.WAITING
-        marked = standing in OPEN_STANDINGS and (message_id, len(mine) + 1) in sending
+        state = mine[-1].state if mine else MessageState.WAITING
+        marked = state in OPEN_STATES and (message_id, len(mine) + 1) in sending
         messages[message_id] = Message(
             mailing_id,
             client_id,
             phone,
             windows.zone(timezone, default_zone) if phone is not None else None,
-            status_of(standing, mailings[mailing_id].status, sending=marked),
+            status_of(state, mailings[mailing_id].status, sending=marked),
             mine,
         )
     return messages
@@ -264,7 +264,7 @@ class Rule(StrEnum):
     STOPPED = "after pause or cancel"
     RATE = "rate"
     IN_DOUBT = "in doubt"
-    BOOKS = "books"
+    OWN_ENTRIES = "books"
     OWNERS = "dead owners"
     API = "api"
 
@@ -337,7 +337,7 @@ def _doubts(message: Message) -> int:
 
 def _sent_again(message: Message) -> int:
     """How often an operator had it sent again."""
-    return sum(a.outcome is Outcome.RESOLVED and a.standing is Standing.DOUBTFUL for a in message.attempts)
+    return sum(a.outcome is Outcome.RESOLVED and a.state is MessageState.DOUBTFUL for a in message.attempts)
 
 
 # ---- lost, doubled, stray
@@ -359,7 +359,7 @@ def _unfinished(facts: Facts, _: Requests) -> list[Breach]:
 
 def _rightly_over(message: Message, mailing: Mailing) -> bool:
     last = message.attempts[-1] if message.attempts else None
-    if last is not None and (last.standing not in OPEN_STANDINGS or last.reason == Reason.LATE):
+    if last is not None and (last.state not in OPEN_STATES or last.reason == Reason.LATE):
         return True  # a late row may open a message again whose mailing is over
     if mailing.status is MailingStatus.CANCELLED:
         return True
@@ -684,9 +684,9 @@ def _books(facts: Facts, _: Requests) -> list[Breach]:
         if not mailing.deleted and dict(mailing.shown) != dict(counted[mailing_id])
     ]
     return [
-        *(Breach(Rule.BOOKS, name, 1) for name in facts.run.audit),
-        *_breach(Rule.BOOKS, "mailings whose statistics are not the rows counted", unequal),
-        *_breach(Rule.BOOKS, "messages whose mailing is gone", facts.orphans),
+        *(Breach(Rule.OWN_ENTRIES, name, 1) for name in facts.run.audit),
+        *_breach(Rule.OWN_ENTRIES, "mailings whose statistics are not the rows counted", unequal),
+        *_breach(Rule.OWN_ENTRIES, "messages whose mailing is gone", facts.orphans),
     ]
 
 

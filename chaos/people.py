@@ -164,7 +164,7 @@ def _all_over(stage: Stage, seed: int) -> None:
         until(lambda: not count(stage, "batches", "owner IS NOT NULL"), every=0.1)
     except AssertionError:
         left = stage.database.query(
-            "SELECT m.id, m.status::text, m.planned, m.window_from, b.seq, b.due_at, b.size, b.mark, b.replica "
+            "SELECT m.id, m.status::text, m.planned, m.window_from, b.seq, b.due_at, b.size, b.watermark, b.replica "
             "FROM mailings m LEFT JOIN batches b ON b.mailing_id = m.id WHERE m.over_at IS NULL OR b.owner IS NOT NULL"
         )
         raise AssertionError(f"seed {seed}: not over: {[tuple(map(str, row.values())) for row in left[:10]]}") from None

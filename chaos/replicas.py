@@ -16,14 +16,14 @@ import psycopg
 from chaos.replica import LOSS, LOST
 from chaos.stage import Replica, Stage, on_stage, until
 from chaos.verdict import Figures, Row, Watched, judge, timed, together, watching
-from notifier.delivery import session
-from notifier.delivery.sender import AHEAD
+from notifier.cluster import control
+from notifier.delivery.feeder import AHEAD
 
 AT_RANDOM = "at a random moment"
 # What a replica loses one after the other: its loops, and one of the tasks that send.
-PARTS = ("feed", "recorder", "limits", "lag", "lifecycle", "planner", "heartbeat", "purge", "session", "send")
+PARTS = ("feed", "recorder", "limits", "lag", "lifecycle", "planner", "heartbeat", "purge", "control", "start", "send")
 # With this the heartbeat alone tells who is dead.
-WITHOUT_HINT = {"delivery.session.TRUSTED_AFTER": 1e9}
+WITHOUT_HINT = {"cluster.control.TRUSTED_AFTER": 1e9}
 
 
 def deaths(sends: int, records: int) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ class Mortal:
         self.taken_over: float | None = None
 
     def look(self, owned: Mapping[int, int]) -> None:
-        """Take in how many messages each owner of a batch has under its marks, without a row."""
+        """Take in how many messages each owner of a batch has under its watermarks, without a row."""
         if self.died is None and not self.replica.alive:
             self.died = time.monotonic()
             self.owned = self.replica.id in owned
@@ -89,8 +89,8 @@ def deaths_of_one(
         "gateway_timeout": timeout,
     }
     mortals: list[Mortal] = []
-    trusted_after = float((constants or {}).get("delivery.session.TRUSTED_AFTER", session.TRUSTED_AFTER))
-    hinted = trusted_after < WITHOUT_HINT["delivery.session.TRUSTED_AFTER"]
+    trusted_after = float((constants or {}).get("cluster.control.TRUSTED_AFTER", control.TRUSTED_AFTER))
+    hinted = trusted_after < WITHOUT_HINT["cluster.control.TRUSTED_AFTER"]
     with on_stage(gateway={"latency": latency}) as stage, _perhaps_watching(stage, watch) as watched:
         stage.clients(messages)
         for _ in range(survivors):
@@ -101,7 +101,7 @@ def deaths_of_one(
                 for order in orders
             ]
             at_work(stage)
-            if not mortals and hinted:  # a connection that is young shows nothing (delivery/session.py)
+            if not mortals and hinted:  # a connection that is young shows nothing (cluster/control.py)
                 time.sleep(trusted_after)
             mailing = stage.mailing(stage.replicas[0])
             _see_them_die(stage, mailing, mortal, chance.uniform(0, messages / 2), within)
@@ -130,7 +130,7 @@ def _see_them_die(stage: Stage, mailing: int, mortals: Sequence[Mortal], sent: f
 
     def over() -> bool:
         rows = connection.execute(
-            "SELECT replica, sum(mark - done)::int FROM batches WHERE owner IS NOT NULL GROUP BY replica"
+            "SELECT replica, sum(watermark - done)::int FROM batches WHERE owner IS NOT NULL GROUP BY replica"
         ).fetchall()
         for each in mortals:
             each.look(dict(rows))
@@ -166,7 +166,7 @@ def cold_start(
             replica.process.kill()
         for replica in stage.replicas:
             replica.kill()
-        in_doubt = int(stage.database.value("SELECT coalesce(sum(mark - done), 0) FROM batches"))
+        in_doubt = int(stage.database.value("SELECT coalesce(sum(watermark - done), 0) FROM batches"))
         assert in_doubt <= replicas * (concurrency + AHEAD), f"{in_doubt} in doubt after {replicas} were killed"
         assert not stage.finished(mailing), "the mailing ended before they were killed"
         before = stage.gateway.state()["requests"]
@@ -204,7 +204,7 @@ def sent_away(
         assert answers, "readiness was never 503 while the API answered"
         assert set(answers) == {200}, f"the API answered {Counter(answers)} before it stopped"
         accepted = stage.gateway.state()["accepted"]
-        sent = count(stage, "attempts", "standing = 'sent'")
+        sent = count(stage, "attempts", "state = 'sent'")
         assert sent == accepted == stage.gateway.state()["requests"], f"{accepted} were accepted, {sent} recorded"
         doubts = count(stage, "attempts", "outcome IN ('unknown', 'interrupted')")
         assert not doubts, f"{doubts} are in doubt after an orderly stop"
@@ -277,7 +277,7 @@ def stands_still(
         assert stopped.stop() == 0, f"it did not stop well:\n{stopped.tail()}"
         started = [entry.id for entry in stage.gateway.entries()[known:]]
         beyond = [message for message in started if message not in marked]
-        assert not beyond, f"started beyond the mark: {beyond[:10]}"
+        assert not beyond, f"started beyond the watermark: {beyond[:10]}"
         # A request that had its last look before the stop may be written after it; there is one per connection.
         assert len(started) <= concurrency, f"{len(started)} requests were started by a process that was stopped"
         late = Counter(row["outcome"] for row in stage.database.query(
@@ -322,7 +322,7 @@ def loses_parts(*, messages: int, every: float, rounds: int = 1, timeout: int = 
     return figures
 
 
-RESTARTED = "a loop ended by itself; it is started again"
+RESTARTED = "background task exited unexpectedly, restarting"
 
 
 def losses(stage: Stage) -> Counter[str]:
@@ -397,7 +397,7 @@ def written(stage: Stage, replica: Replica) -> int:
     return count(stage, "attempts", f"replica = {replica.id}")
 
 
-def under_mark(stage: Stage, replica: Replica) -> set[int]:
+def under_watermark(stage: Stage, replica: Replica) -> set[int]:
     """The messages that it may have started, and that have no row yet."""
     rows = stage.database.query(
         """
@@ -405,7 +405,7 @@ def under_mark(stage: Stage, replica: Replica) -> set[int]:
         FROM batches b
         CROSS JOIN LATERAL unnest(coalesce(b.ids, ARRAY(SELECT generate_series(b.first_id, b.last_id))))
             WITH ORDINALITY e (id, position)
-        WHERE b.replica = %s AND e.position <= b.mark
+        WHERE b.replica = %s AND e.position <= b.watermark
           AND NOT EXISTS (SELECT FROM attempts a WHERE a.message_id = e.id AND a.seq = b.seq)
         """,
         replica.id,
@@ -419,8 +419,8 @@ def asked_twice(stage: Stage) -> list[int | None]:
 
 
 def _stopped_at_work(stage: Stage, replica: Replica, least: int) -> set[int]:
-    """Stop it, and return what it has under its mark, if that is more than ``least`` messages and it has written some;
-    else let it go on. Only what is looked at after the stop is sure to be so.
+    """Stop it, and return what it has under its watermark, if that is more than ``least`` messages and it has written
+    some; else let it go on. Only what is looked at after the stop is sure to be so.
     """
     replica.pause()
     stopped_at = stage.database.value("SELECT clock_timestamp()")
@@ -432,7 +432,7 @@ def _stopped_at_work(stage: Stage, replica: Replica, least: int) -> set[int]:
     )
     sql = f"SELECT count(*) = 0 FROM pg_stat_activity WHERE {older}"
     until(lambda: stage.database.value(sql, "notifier-engine%", stopped_at))
-    marked = under_mark(stage, replica)
+    marked = under_watermark(stage, replica)
     if len(marked) > least and written(stage, replica) > 0:
         return marked
     replica.resume()

@@ -33,7 +33,7 @@ from chaos.plan import LONGEST_PAUSE, QUIET, REPLICAS, Step, Stretch, plan
 from chaos.proxy import Proxy
 from chaos.stage import ROOT, Replica, Reply, Stage, on_stage, until
 from chaos.verdict import WATCH_EVERY, Figures, Row, Watched, judge
-from notifier.delivery.session import TRUSTED_AFTER
+from notifier.cluster.control import TRUSTED_AFTER
 from notifier.models import Window
 from notifier.storage.replicas import LOCKS
 
@@ -43,8 +43,8 @@ CONSTANTS: Mapping[str, Any] = {
     "delivery.backoff.BASE": 0.5,  # so that a message has its tries within a minute
     "delivery.backoff.CAP": 4.0,
     "delivery.sender.AFTER_BUG": 2.0,
-    "delivery.scheduler.PURGE_EVERY": 3.0,  # deleted mailings go while the storm lasts
-    "delivery.scheduler.PURGE_REST": 0.05,
+    "delivery.chores.PURGE_EVERY": 3.0,  # deleted mailings go while the storm lasts
+    "delivery.chores.PURGE_REST": 0.05,
     "storage.mailings.KEEP_DELETED": 2.0,
     "delivery.limits.PROBE_START": 1.0,  # a probe is lost with its replica
     "storage.gateways.OPEN_SECONDS": 1,  # the breaker opens and closes many times
@@ -261,7 +261,7 @@ class Storm:
         worst = max(self.notes.in_doubt, default=0)
         text = f"{self.spoken - self.began:4.0f} s"
         with suppress(psycopg.Error):
-            sent = self._ask("SELECT coalesce(sum(n), 0)::int AS n FROM counters WHERE standing = 'sent'")[0]["n"]
+            sent = self._ask("SELECT coalesce(sum(n), 0)::int AS n FROM counters WHERE state = 'sent'")[0]["n"]
             text += f"  {sent} sent, {self._backlog()} to go,"
         return (
             f"{text}  {self.notes.kills} kills, {self.notes.restarts} restarts, at most {worst} in doubt, take-overs "
@@ -330,7 +330,7 @@ class Storm:
         self.notes.kills += 1
         if number is not None:
             with suppress(psycopg.Error):
-                sql = "SELECT coalesce(sum(mark - done), 0)::int AS n FROM batches WHERE replica = %s"
+                sql = "SELECT coalesce(sum(watermark - done), 0)::int AS n FROM batches WHERE replica = %s"
                 self.notes.in_doubt.append(self._ask(f"{sql} AND owner IS NOT NULL", number)[0]["n"])
         return number
 
@@ -525,7 +525,7 @@ class Storm:
     def resolve(self, slots: list[int], salt: int, decisions: list[str]) -> None:
         """Two operators decide at once about messages that are unknown."""
         rows = self._ask(
-            "SELECT message_id FROM attempts WHERE standing = 'unknown' ORDER BY md5((message_id + %s)::text) LIMIT 3",
+            "SELECT message_id FROM attempts WHERE state = 'unknown' ORDER BY md5((message_id + %s)::text) LIMIT 3",
             salt,
         )
         with ThreadPoolExecutor(2) as both:
@@ -594,7 +594,9 @@ class Storm:
             self.notes.untimed.append("control connections were not old enough in time")
             return
         self.feed(time.monotonic_ns(), 0)
-        owners = "SELECT replica FROM batches WHERE owner IS NOT NULL AND mark > done GROUP BY 1 ORDER BY count(*) DESC"
+        owners = (
+            "SELECT replica FROM batches WHERE owner IS NOT NULL AND watermark > done GROUP BY 1 ORDER BY count(*) DESC"
+        )
         numbers = {_number(slot.replica): slot for slot in self.slots if slot.replica is not None}
         if not self._wait_for(lambda: any(row["replica"] in numbers for row in self._ask(owners)), 10):
             self.notes.untimed.append("nobody had anything in doubt")

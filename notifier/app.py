@@ -237,8 +237,8 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
             except database.AWAY as error:
                 if repr(error) != seen:
                     seen = repr(error)
-                    log.warning("not ready: the database is away", error=seen)  # a stranger is not told why
-                return "the database is away"
+                    log.warning("not ready: the database is unavailable", error=seen)  # a stranger is not told why
+                return "the database is unavailable"
             if reason is not None or scheduler is None:
                 return reason
             # Calls go on where one loop fails, over one mailing perhaps; without a heartbeat none of them works.

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from notifier import app, telemetry
 from notifier.errors import NotifierError
-from notifier.models import OVER, MailingStatus, Standing, Status, status_of
+from notifier.models import OVER, MailingStatus, MessageState, Status, status_of
 from notifier.settings import Settings, find_env_file, secret_key
 from notifier.simulator import Entry, Simulator, read_ledger
 from notifier.storage.database import Db
@@ -292,16 +292,16 @@ async def wrong(db: Db, mailing_id: int, statistics: Mapping[str, Any], ledger: 
     status = MailingStatus(await db.fetchval("SELECT status::text FROM mailings WHERE id = $1", mailing_id))
     rows = await db.fetch(
         """
-        SELECT m.id, coalesce(last.standing, 'waiting')::text AS standing
+        SELECT m.id, coalesce(last.state, 'waiting')::text AS state
         FROM messages m
         LEFT JOIN LATERAL (
-            SELECT standing FROM attempts WHERE message_id = m.id ORDER BY seq DESC LIMIT 1
+            SELECT state FROM attempts WHERE message_id = m.id ORDER BY seq DESC LIMIT 1
         ) last ON true
         WHERE m.mailing_id = $1
         """,
         mailing_id,
     )
-    stands = {row["id"]: status_of(Standing(row["standing"]), status) for row in rows}
+    stands = {row["id"]: status_of(MessageState(row["state"]), status) for row in rows}
     counted = Counter(stands.values())
     for name in Status:
         if statistics["messages"][name] != counted[name]:

@@ -8,7 +8,7 @@ NotifierError
 │   └── IllegalTransition
 ├── Stale               ``If-Match`` names an older version
 ├── Invalid             understood, but not acceptable; points at the fields
-└── Unavailable         the database is away; try again
+└── Unavailable         the database is unavailable; try again
 """
 
 from __future__ import annotations
@@ -82,4 +82,4 @@ class Invalid(NotifierError):
 
 
 class Unavailable(NotifierError):
-    """The database is away; try again in a moment."""
+    """The database is unavailable; try again in a moment."""

@@ -63,8 +63,8 @@ class StatusReason(StrEnum):
     WINDOW = "window"  # the local hours of all that are left
 
 
-class Standing(StrEnum):
-    """What the ledger and the counters say of a message (the PostgreSQL type ``standing``).
+class MessageState(StrEnum):
+    """What the ledger and the counters say of a message (the PostgreSQL type ``state``).
 
     It is the status after the message's last ledger row; a message without a row stands in ``waiting``.
     ``retrying`` was surely not sent yet, ``doubtful`` may have been. Both are shown as ``retrying`` while the mailing
@@ -82,8 +82,8 @@ class Standing(StrEnum):
     UNKNOWN = "unknown"
 
 
-# Standings from which the message goes on: it is in a batch as long as it stands there.
-OPEN_STANDINGS = frozenset({Standing.WAITING, Standing.RETRYING, Standing.DOUBTFUL})
+# States from which the message goes on: it is in a batch as long as it stands there.
+OPEN_STATES = frozenset({MessageState.WAITING, MessageState.RETRYING, MessageState.DOUBTFUL})
 
 
 class Status(StrEnum):
@@ -102,15 +102,15 @@ class Status(StrEnum):
     SUPPRESSED = "suppressed"
 
 
-def status_of(standing: Standing, mailing: MailingStatus, *, sending: bool = False) -> Status:
-    """The shown status of a message: from its standing, its mailing, and whether it is under a mark without a row."""
+def status_of(state: MessageState, mailing: MailingStatus, *, sending: bool = False) -> Status:
+    """The shown status of a message: from its state, its mailing, and whether it is under a watermark without a row."""
     if sending:
         return Status.SENDING
-    if standing not in OPEN_STANDINGS:
-        return Status(standing.value)
+    if state not in OPEN_STATES:
+        return Status(state.value)
     if mailing not in OVER:
-        return Status.WAITING if standing is Standing.WAITING else Status.RETRYING
-    if standing is Standing.DOUBTFUL:
+        return Status.WAITING if state is MessageState.WAITING else Status.RETRYING
+    if state is MessageState.DOUBTFUL:
         return Status.UNKNOWN
     return Status.EXPIRED if mailing is MailingStatus.FINISHED else Status.CANCELLED
 
@@ -177,7 +177,7 @@ class Reason(StrEnum):
     RESET = "reset"  # the connection broke after the request was written
     SERVER_ERROR = "server_error"  # 5xx but 503
     BAD_ANSWER = "bad_answer"  # 2xx whose body is not what was agreed
-    INTERNAL_ERROR = "internal_error"  # an exception of our own between mark and record
+    INTERNAL_ERROR = "internal_error"  # an exception of our own between watermark and record
     INTERRUPTED = "interrupted"  # the replica that had started it died or was cut off
     UNRECORDABLE = "unrecordable"  # PostgreSQL refused a value of the result
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"  # the cap on counted attempts

@@ -311,9 +311,9 @@ async def test_a_stranger_hears_that_the_database_is_away_and_the_log_hears_why(
                     caller.request("GET", "/readyz")
                     answer = caller.getresponse()
                     assert answer.status == 503
-                    assert json.loads(answer.read())["detail"] == "the database is away"
+                    assert json.loads(answer.read())["detail"] == "the database is unavailable"
             said = [json.loads(line) for line in one.said().splitlines()]
-    told = [each["error"] for each in said if each["event"] == "not ready: the database is away"]
+    told = [each["error"] for each in said if each["event"] == "not ready: the database is unavailable"]
     assert told  # and not at each question
     assert len(told) == len(set(told))
 

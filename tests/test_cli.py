@@ -250,7 +250,7 @@ async def test_the_start_says_what_it_has_read_and_that_nobody_can_log_in(place:
     for name, given in (("none", {}), ("some", {"BOOTSTRAP_TOKEN": TOKEN}), ("worker", {"ROLE": "worker"})):
         there = {"DATABASE_URL": closed, "NOTIFIER_ENV_FILE": "", **given}
         with started(place, name, **there) as waiting:
-            await poll_until(lambda: "the database is away" in waiting.said())
+            await poll_until(lambda: "the database is unavailable" in waiting.said())
             events = [json.loads(line) for line in waiting.said().splitlines()]
         (read,) = [each for each in events if each["event"] == "settings read"]
         assert read["env_file"] == str(place / ".env")
@@ -525,7 +525,7 @@ def test_ctrl_c_while_it_is_loaded(tmp_path: Path) -> None:
 
 async def test_a_database_that_is_away_is_waited_for(place: Path, closed: str) -> None:
     with started(place, DATABASE_URL=closed, SECRET_KEY=KEY) as waiting:
-        await poll_until(lambda: "the database is away, waiting up to 60 s more" in waiting.said())
+        await poll_until(lambda: "the database is unavailable, waiting up to 60 s more" in waiting.said())
         assert waiting.process.poll() is None
 
 
@@ -551,7 +551,7 @@ async def test_a_database_that_goes_away_again_during_the_start_is_waited_for(
     path = str(SERVER.parent)
     with started(place, "serve", "-c", interrupted, DATABASE_URL=empty_dsn, SECRET_KEY=KEY, PYTHONPATH=path) as one:
         await poll_until(lambda: "the scheduler runs" in one.said())
-        assert "the database is away, waiting up to 60 s more: gone" in one.said()
+        assert "the database is unavailable, waiting up to 60 s more: gone" in one.said()
         one.process.send_signal(signal.SIGTERM)
         assert one.process.wait(PATIENCE) == 0
         assert "Traceback" not in one.said()
@@ -563,7 +563,7 @@ async def test_stopped_while_the_database_is_waited_for(
     place: Path, closed: str, command: str, code: int, by: signal.Signals
 ) -> None:
     with started(place, command, str(SERVER), command, DATABASE_URL=closed, SECRET_KEY=KEY) as waiting:
-        await poll_until(lambda: "the database is away, waiting up to 60 s more" in waiting.said())
+        await poll_until(lambda: "the database is unavailable, waiting up to 60 s more" in waiting.said())
         waiting.process.send_signal(by)
         assert waiting.process.wait(PATIENCE) == code  # a migration that was stopped is none
         assert waiting.said().splitlines()[-1] == "stopped"

@@ -191,7 +191,7 @@ async def finished(db: Pool) -> int:
         "INSERT INTO messages (id, mailing_id, client_id) SELECT i, $1, i FROM generate_series(1, 3) i", mailing
     )
     await db.executemany(
-        "INSERT INTO attempts (message_id, mailing_id, started_at, outcome, standing, seq) "
+        "INSERT INTO attempts (message_id, mailing_id, started_at, outcome, state, seq) "
         f"VALUES ($1, {mailing}, now(), $2, $3, $4)",
         [
             (1, "unknown", "doubtful", 1),

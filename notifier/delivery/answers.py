@@ -106,7 +106,7 @@ def _contradicts_itself(body: bytes) -> bool:
 
 
 def _readable(body: bytes) -> bytes:
-    """The body without a byte order mark and unpacked, up to twice, as far as it can be."""
+    """The body without a byte order watermark and unpacked, up to twice, as far as it can be."""
     for _ in range(2):
         unpacked = next((each for each in map(_unpacked, [body] * len(_PACKED), _PACKED) if each), None)
         if unpacked is None:

@@ -1,4 +1,4 @@
-"""What happens next: from an outcome and a message's history to its standing and the time of its next try. Pure."""
+"""What happens next: from an outcome and a message's history to its state and the time of its next try. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from notifier.models import IN_DOUBT, MAX_IN_DOUBT, OnUnknown, Outcome, Reason, Standing
+from notifier.models import IN_DOUBT, MAX_IN_DOUBT, MessageState, OnUnknown, Outcome, Reason
 
 # Full jitter: a try comes after a random part of base × 2**(tries − 1), at most the cap. It spreads a herd best.
 BASE, CAP = 2.0, 300.0
@@ -34,9 +34,9 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """The standing after an attempt; ``wait`` is in seconds, None when the message is through."""
+    """The state after an attempt; ``wait`` is in seconds, None when the message is through."""
 
-    standing: Standing
+    state: MessageState
     reason: Reason | None
     wait: float | None
 
@@ -50,16 +50,16 @@ def after(
     been taken: where there is one, what is given up is unknown and not failed, which says "surely not sent".
     """
     in_doubt = history.in_doubt + (outcome in IN_DOUBT)
-    pending = Standing.DOUBTFUL if in_doubt else Standing.RETRYING
-    given_up = Standing.UNKNOWN if in_doubt else Standing.FAILED
+    pending = MessageState.DOUBTFUL if in_doubt else MessageState.RETRYING
+    given_up = MessageState.UNKNOWN if in_doubt else MessageState.FAILED
     if outcome is Outcome.ACCEPTED:
-        return Next(Standing.SENT, reason, None)
+        return Next(MessageState.SENT, reason, None)
     if outcome is Outcome.REJECTED:
         return Next(given_up, reason, None)
     if outcome is Outcome.DECLINED and reason is not Reason.ACCOUNT_REFUSED and history.declined + 1 >= MAX_DECLINED:
         return Next(given_up, reason, None)
     if outcome in IN_DOUBT and (policy is OnUnknown.HOLD or in_doubt >= MAX_IN_DOUBT):
-        return Next(Standing.UNKNOWN, reason, None)
+        return Next(MessageState.UNKNOWN, reason, None)
     counted = history.counted + (outcome in COUNTED and reason is not Reason.OUTAGE)
     if counted >= MAX_COUNTED:
         return Next(given_up, Reason.ATTEMPTS_EXHAUSTED, None)

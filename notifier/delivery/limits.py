@@ -1,6 +1,6 @@
 """What limits a gateway's use: concurrency, rate, breaker and pauses, as one replica sees them.
 
-The gateway's row is what all replicas agree on; the hot path asks only `may_start`, which touches no database.
+The gateway's row is what all replicas agree on; the hot path asks only `take`, which touches no database.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from enum import Enum
 from typing import Any
 
 import structlog
 
 from notifier import telemetry
+from notifier.cluster.loops import Signal
 from notifier.delivery.answers import Answer
 from notifier.delivery.clock import Clock
 from notifier.models import BreakerState, GatewayState, Outcome, Reason
@@ -65,11 +67,19 @@ def bucket(rate: float) -> float:
     return max(1.0, rate * 0.1)
 
 
+class Permit(Enum):
+    """Leave to start one request; the probe is the one that an open breaker lets through."""
+
+    ORDINARY = 1
+    PROBE = 2
+
+
 class Limits:
     """The limits of one gateway; ``concurrency`` and ``rate`` are the settings' until the row says otherwise.
 
     ``identity`` gives that of the address and token in use: a refusal stops the gateway for all replicas only when it
-    was made with the newest one. ``on_change`` is called whenever something may start that could not before.
+    was made with the newest one. ``tell`` is set when there is something to tell or to ask the gateway's row, and
+    ``changed`` when something may start that could not before.
     """
 
     def __init__(
@@ -81,7 +91,9 @@ class Limits:
         concurrency: int,
         rate: float,
         timeout: float,
-        identity: Callable[[], str] = lambda: "",
+        identity: Callable[[], str],
+        tell: Signal,
+        changed: Signal,
     ) -> None:
         self._db = db
         self.name = name
@@ -94,8 +106,8 @@ class Limits:
         self._outdated = False  # ours was refused, and is not the newest
         self.concurrency = concurrency
         self.rate = rate
-        self.on_change: Callable[[], None] = lambda: None
-        self.wake: Callable[[], None] = lambda: None
+        self._tell_signal = tell
+        self._changed = changed
         self._state = GatewayState.PAUSED  # until the row was read
         self.breaker = BreakerState.CLOSED
         self._paused_until = 0.0  # database time, seconds
@@ -135,32 +147,45 @@ class Limits:
         return max(int(soon), int(self.rate * horizon))
 
     def allowance(self, now: float) -> int:
-        """How many requests may start at ``time.monotonic() == now``; asking without a token in hand orders some."""
-        if self._stopped() or self._clock.latest(now) < self._paused_until:
+        """Return how many requests may start at ``time.monotonic() == now``."""
+        if self._is_blocked(now):
             return 0
         if self.breaker is not BreakerState.CLOSED:
             return int(now < self._probe_until)
         if not self.rate:
             return UNLIMITED
-        if self._tokens and now < self._tokens_until:
-            return self._tokens
-        if not self._hungry:
-            self._hungry = True
-            self.wake()
-        return 0
+        return self._tokens if now < self._tokens_until else 0
 
-    def may_start(self, now: float) -> bool:
-        """Leave for one request at ``time.monotonic() == now``; a token or the probe is used up by asking."""
+    def _is_blocked(self, now: float) -> bool:
+        return self._stopped() or self._clock.latest(now) < self._paused_until
+
+    def ask_for_tokens(self, now: float) -> None:
+        """Have the next `poll` take tokens, where only the want of one keeps a message from its start."""
+        if self.rate and self.breaker is BreakerState.CLOSED and not self._hungry and not self._is_blocked(now):
+            self._hungry = True
+            self._tell_signal.set()
+
+    def take(self, now: float) -> Permit | None:
+        """Take a permit for one request at ``time.monotonic() == now``, and a token or the probe with it.
+
+        None: nothing may start now.
+        """
         if not self.allowance(now):
-            return False
+            self.ask_for_tokens(now)
+            return None
         if self.breaker is not BreakerState.CLOSED:
             self._probe_until, self.probing = 0.0, True
-        elif self.rate:
+            return Permit.PROBE
+        if self.rate:
             self._tokens -= 1
             if self.rate < SLOW:
                 late = (now - self._taken) * self.rate
                 self._tell(lambda: gateways.charge(self._db, self.name, late))
-        return True
+        return Permit.ORDINARY
+
+    def forget_probe(self) -> None:
+        """The probe ended without an answer; another may be tried."""
+        self.probing = False
 
     def note(
         self,
@@ -197,11 +222,11 @@ class Limits:
             return self._note_failure(answer, probe)
         self._failures = 0
         if probe:
-            log.info("the gateway answers again", gateway=self.name)
+            log.info("circuit breaker closed: the gateway answers again", gateway=self.name)
             self.probing = False
             self.breaker = BreakerState.CLOSED
             self._tell(lambda: gateways.close_breaker(self._db, self.name))
-            self.on_change()
+            self._changed.set()
         return answer
 
     def _note_failure(self, answer: Answer, probe: bool) -> Answer:
@@ -211,7 +236,7 @@ class Limits:
             why = _sentence(answer)
             if not outage:
                 log.warning(
-                    "the gateway is out of order; one request tries it now and then", gateway=self.name, why=why
+                    "circuit breaker opened: one request probes the gateway now and then", gateway=self.name, why=why
                 )
             self.probing, self._failures = False, 0
             self.breaker, self._retry_at = BreakerState.OPEN, float("inf")  # until the row says when
@@ -290,7 +315,7 @@ class Limits:
 
     def _tell(self, write: Callable[[], Awaitable[Any]]) -> None:
         self._writes.append(write)
-        self.wake()
+        self._tell_signal.set()
 
     async def poll(self) -> float:
         """Tell the row what was learnt, read what others learnt, take tokens, try a probe; seconds until the next."""
@@ -330,7 +355,7 @@ class Limits:
         gates = self._gates()
         if gates != self._last_gates:
             self._last_gates = gates
-            self.on_change()
+            self._changed.set()
 
     def _gates(self) -> tuple[object, ...]:
         paused = self._clock.latest(time.monotonic()) < self._paused_until
@@ -348,7 +373,7 @@ class Limits:
             self.breaker = BreakerState.HALF_OPEN
             self._retry_at = float("inf")
             self._probe_until = asked + PROBE_START
-            self.on_change()
+            self._changed.set()
         return REFRESH
 
     async def _lease(self) -> float:
@@ -362,7 +387,7 @@ class Limits:
         self._next_token = asked + wait
         if taken:
             self._tokens, self._taken, self._tokens_until = taken, asked, time.monotonic() + GOOD_FOR
-            self.on_change()
+            self._changed.set()
         else:
             self._hungry = True
         return max(0.002, wait)

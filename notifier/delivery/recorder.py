@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import asyncpg
 import structlog
 
 from notifier import telemetry
+from notifier.cluster.loops import Signal
 from notifier.delivery.clock import Clock
-from notifier.delivery.sender import FULL, Sender, Work
-from notifier.models import Outcome, Reason, Standing
+from notifier.delivery.concurrency import Concurrency
+from notifier.delivery.feeder import refresh
+from notifier.delivery.held import HeldBatch, HeldBatches, PendingSend
+from notifier.delivery.limits import Limits
+from notifier.delivery.line import Line
+from notifier.delivery.outbox import FULL, Outbox
+from notifier.models import MailingStatus, MessageState, Outcome, Reason
 from notifier.storage import ledger, queue
 from notifier.storage.database import Db
-from notifier.storage.queue import Recorded, Report, Result
+from notifier.storage.queue import BatchReport, Recorded, Result
 
 log = structlog.get_logger(__name__)
 
-# A record waits this long for more results (seconds), unless there are FULL of them or a mark is asked for.
-PATIENCE = 0.05
-# Without news a record is made all the same: pause, end and take-over are learnt with it, and freshness comes of it.
+# A record waits this long for more results (seconds), unless there are FULL of them or a watermark is asked for.
+GATHER = 0.05
+# Record at least this often (seconds) even without results: the statement also returns pause, end and loss of
+# ownership, and renews this process's permission to start requests.
 HEARTBEAT = 0.25
-# Rows of our own books: that something was not started is no news once a take-over has written its row.
-BOOKS = frozenset({Outcome.NOT_STARTED, Outcome.SUPPRESSED})
+# Why a batch is given back, by the status of its mailing; of every other status the end has come.
+STOPPED_BY = {MailingStatus.PAUSED: Reason.PAUSED, MailingStatus.CANCELLED: Reason.CANCELLED}
+# Seconds that a marked message may wait for its start.
+LINED_UP = 10.0
+# Seconds until the next check while nothing is in hand.
+IDLE = 1.0
+# Entries of our own: that something was not started is no news once whoever reclaimed its batch has written a row.
+OWN_ENTRIES = frozenset({Outcome.NOT_STARTED, Outcome.SUPPRESSED})
 # What PostgreSQL, or the driver on its behalf, refuses for good because of a single row: its values, a trigger of the
 # owner's, a limit, a damaged index. Everything else is about the whole database, and the same flush may do later.
 REFUSED = (
@@ -44,74 +57,158 @@ GIVEN_UP = 10
 
 
 class Recorder:
-    """Commits what `sender` has to say, and tells it what came of it."""
+    """Commits the results of all batches in hand with their watermarks, and acts on what the database says of each.
 
-    def __init__(self, db: Db, replica: int, sender: Sender, clock: Clock) -> None:
+    ``start`` is set when messages were lined up, ``feed`` after each record, ``finished`` when no batch of some mailing
+    is left in hand.
+    """
+
+    def __init__(
+        self,
+        db: Db,
+        replica: int,
+        held: HeldBatches,
+        line: Line,
+        outbox: Outbox,
+        limits: Limits,
+        concurrency: Concurrency,
+        clock: Clock,
+        *,
+        record: Signal,
+        start: Signal,
+        feed: Signal,
+        finished: Signal,
+    ) -> None:
         self._db = db
         self._replica = replica
-        self._sender = sender
+        self._held = held
+        self._line = line
+        self._outbox = outbox
+        self._limits = limits
+        self._concurrency = concurrency
         self._clock = clock
-        self._kept: list[tuple[Work, Result]] = []  # taken from the sender, not committed yet
+        self._signal = record
+        self._start = start
+        self._feed = feed
+        self._finished = finished
+        self._kept: list[tuple[HeldBatch, Result]] = []  # taken from the outbox, not committed yet
         self._late: list[tuple[int, Result]] = []  # (seq, result): their batch was lost
         self._last = 0.0
         self._given_up = 0
+        self._is_stopping = False
 
-    def idle(self) -> bool:
-        """Whether everything that the sender handed over is committed."""
-        return not (self._kept or self._late)
+    def stop(self) -> None:
+        """Give back with the next records what is not started."""
+        self._is_stopping = True
+
+    def is_idle(self) -> bool:
+        """Whether no batch is in hand and everything is committed."""
+        return not (self._held or self._outbox or self._kept or self._late)
 
     async def poll(self) -> float:
-        """Make one record when there is reason to; seconds until the next look."""
-        sender = self._sender
+        """Make one record when there is reason to; seconds until the next check."""
         if self._late:
             await self._append_late()
-        if not sender.works and not sender.results and not self._kept:
-            return 1.0
+        waiting = len(self._outbox) + len(self._kept)
+        if not self._held and not waiting:
+            return IDLE
         age = time.monotonic() - self._last
-        waiting = len(sender.results) + len(self._kept)
-        asks = sender.is_urged() or (sender.runs_dry() and any(w.loaded > w.mark for w in sender.works.values()))
-        asks |= any(work.releasing > work.released for work in sender.works.values())
-        if not (asks or waiting >= FULL or (waiting and age >= PATIENCE) or age >= HEARTBEAT):
-            return (PATIENCE if waiting else HEARTBEAT) - age
+        if not (self._is_asked() or waiting >= FULL or (waiting and age >= GATHER) or age >= HEARTBEAT):
+            return (GATHER if waiting else HEARTBEAT) - age
         await self._record()
-        return 0.0 if sender.results else PATIENCE
+        return 0.0 if self._outbox else GATHER
+
+    def _is_asked(self) -> bool:
+        """Whether a batch wants a watermark now, or to be given back."""
+        if any(batch.wants_record for batch in self._held):
+            return True
+        staged = [batch for batch in self._held if batch.staged]
+        if any(batch.mailing.priority > self._line.top_priority for batch in staged):
+            return True
+        return self._line.runs_dry(self._concurrency.rate) and any(
+            batch.loaded > batch.watermark for batch in self._held
+        )
 
     async def _record(self) -> None:
-        sender = self._sender
-        self._kept += sender.results
-        sender.results = []
-        reports = sender.reports()
-        held = [(work, result) for work, result in self._kept if work.batch.id in sender.works]
-        self._late += [(work.batch.seq, r) for work, r in self._kept if work.batch.id not in sender.works]
-        self._kept = held
+        self._kept += self._outbox.take()
+        reports = [batch.ask() for batch in self._held]
+        ours = [(batch, result) for batch, result in self._kept if batch.id in self._held]
+        self._late += [(batch.claimed.seq, result) for batch, result in self._kept if batch.id not in self._held]
+        self._kept = ours
         if not reports:
             return
         asked = time.monotonic()
-        recorded = await store(self._db, self._replica, reports, [result for _, result in held])
+        recorded = await store(self._db, self._replica, reports, [result for _, result in ours])
         self._last = time.monotonic()
-        self._measure(self._last - asked, [result for _, result in held])
+        self._measure(self._last - asked, [result for _, result in ours])
         self._kept = []
         if recorded:
             self._clock.set(recorded[0].now, asked)
-        self._look_for_lost(held, recorded)
-        await sender.settle(recorded, asked)
+        self._find_late(ours, recorded)
+        await self.settle(recorded, asked)
+
+    async def settle(self, recorded: Iterable[Recorded], asked: float) -> None:
+        """Act on what a committed record found; ``asked`` is when it was sent (``time.monotonic``)."""
+        now = time.monotonic()
+        for row in recorded:
+            batch = self._held.get(row.batch_id)
+            if batch is None:
+                continue
+            if not row.owned or row.finished:
+                self._held.drop(batch, lost=not row.owned)
+                if not self._held.has_mailing(batch.mailing.id):
+                    self._finished.set()
+                continue
+            if row.version != batch.mailing.version:
+                await refresh(self._db, batch)
+            self._line.append(batch.heard(row), now)
+            if row.status is not MailingStatus.RUNNING or row.now >= row.ends_at:
+                self._release(batch, STOPPED_BY.get(row.status, Reason.ENDED))
+            elif not self._limits.usable():
+                self._release(batch, Reason.PAUSED)
+            elif self._is_stopping:
+                self._release(batch, Reason.RELEASED)
+        # Not before: a mailing that was edited had to be read again, and nothing starts with an old text.
+        self._line.renew(asked)
+        self._give_back_the_old()
+        self._start.set()
+        self._feed.set()
+
+    def _release(self, batch: HeldBatch, reason: Reason) -> None:
+        """Give back what was not started: the marked with an entry that says so, the rest with the next record."""
+        if batch.is_releasing:
+            return
+        batch.release()
+        self._give_back(self._line.leave_with(batch), reason)
+        self._signal.set()
+
+    def _give_back_the_old(self) -> None:
+        """Give back what waits long under its watermark (a low rate, a slow gateway): else it would count as stuck."""
+        self._give_back(self._line.leave_older(time.monotonic() - LINED_UP), Reason.RELEASED)
+
+    def _give_back(self, sends: Iterable[PendingSend], reason: Reason) -> None:
+        at = self._clock.latest(time.monotonic())
+        for send in sends:
+            batch = send.batch
+            entry = batch.not_started(send.message.id, Outcome.NOT_STARTED, reason, at, batch.claimed.due_at)
+            self._outbox.add(batch, entry)
 
     def _measure(self, seconds: float, results: list[Result]) -> None:
         telemetry.RECORD_SECONDS.observe(seconds)
-        telemetry.READY.set(self._sender.ready)
-        telemetry.INFLIGHT.set(self._sender.inflight)
-        telemetry.RECORDER_PENDING.set(len(self._sender.results) + len(self._late))
+        telemetry.READY.set(len(self._line))
+        telemetry.INFLIGHT.set(self._concurrency.inflight)
+        telemetry.RECORDER_PENDING.set(len(self._outbox) + len(self._late))
         for outcome, count in Counter(result.outcome for result in results).items():
             telemetry.ATTEMPTS.labels(outcome.value).inc(count)
         for result in results:
             if result.duration_ms is not None:
                 telemetry.ATTEMPT_SECONDS.observe(result.duration_ms / 1000)
 
-    def _look_for_lost(self, held: list[tuple[Work, Result]], recorded: list[Recorded]) -> None:
+    def _find_late(self, ours: list[tuple[HeldBatch, Result]], recorded: list[Recorded]) -> None:
         """Results that were not written: ours from a commit whose acknowledgement was lost, or late."""
         given: dict[int, list[tuple[int, Result]]] = {}
-        for work, result in held:
-            given.setdefault(result.batch_id, []).append((work.batch.seq, result))
+        for batch, result in ours:
+            given.setdefault(result.batch_id, []).append((batch.claimed.seq, result))
         for row in recorded:
             results = given.get(row.batch_id, [])
             if len(results) != (row.written or 0):
@@ -121,7 +218,9 @@ class Recorder:
         keys = [(result.message_id, seq, result.started_at) for seq, result in self._late]
         mine = await ledger.mine(self._db, self._replica, keys)
         self._late = [
-            late for late, key in zip(self._late, keys, strict=True) if key not in mine and late[1].outcome not in BOOKS
+            late
+            for late, key in zip(self._late, keys, strict=True)
+            if key not in mine and late[1].outcome not in OWN_ENTRIES
         ]
         while self._late:
             _, result = self._late[0]
@@ -136,7 +235,7 @@ class Recorder:
             self._late.pop(0)
 
     async def _append_refused(self, result: Result, error: BaseException) -> bool:
-        """Write at least that there was a result; where not even that is possible its message stays under its mark."""
+        """Write at least that there was a result; where even that is refused its message stays under its watermark."""
         log.exception("a result cannot be recorded", message_id=result.message_id)
         try:
             return await ledger.append_late(self._db, self._replica, _unrecordable(result, error))
@@ -148,7 +247,7 @@ class Recorder:
             return True
 
 
-async def store(db: Db, replica: int, reports: Sequence[Report], results: Sequence[Result]) -> list[Recorded]:
+async def store(db: Db, replica: int, reports: Sequence[BatchReport], results: Sequence[Result]) -> list[Recorded]:
     """`storage.queue.record`, whatever PostgreSQL thinks of single values.
 
     A row that came in between makes the statement run again with a younger snapshot. A row that is refused bisects
@@ -174,7 +273,7 @@ async def store(db: Db, replica: int, reports: Sequence[Report], results: Sequen
 
 def _unrecordable(result: Result, error: BaseException) -> Result:
     return result._replace(
-        standing=Standing.UNKNOWN,
+        state=MessageState.UNKNOWN,
         duration_ms=None,
         phone=None,
         status_code=None,

@@ -175,7 +175,7 @@ async def store(db: Db, slice_: Slice, first_id: int) -> None:
             SELECT $7 + position - 1, mailing.id, client_id
             FROM mailing CROSS JOIN unnest($6::bigint[]) WITH ORDINALITY c (client_id, position)
         ), queued AS (
-            INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing)
+            INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state)
             SELECT mailing.id, due_at, first_id, last_id, last_id - first_id + 1, 1, 'waiting'
             FROM mailing CROSS JOIN unnest($8::timestamptz[], $9::bigint[], $10::bigint[]) r (due_at, first_id, last_id)
         ), noted AS (

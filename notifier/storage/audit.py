@@ -85,13 +85,13 @@ async def _finding(connection: Connection, check: Check) -> Finding:
 
 # The last row of every message that has one. In the order of the primary key, so that nothing need be sorted.
 _LAST = """
-    SELECT DISTINCT ON (message_id) message_id, mailing_id, seq, standing
+    SELECT DISTINCT ON (message_id) message_id, mailing_id, seq, state
     FROM attempts ORDER BY message_id DESC, seq DESC
 """
 
 # Every message of every batch.
 _QUEUED = """
-    SELECT b.mailing_id, b.seq, b.standing, e.message_id
+    SELECT b.mailing_id, b.seq, b.state, e.message_id
     FROM batches b
     CROSS JOIN LATERAL unnest(coalesce(b.ids, ARRAY(SELECT generate_series(b.first_id, b.last_id)))) e (message_id)
 """
@@ -233,16 +233,16 @@ _LEDGER = (
         "ledger_steps",
         """
         SELECT message_id AS id,
-               (outcome = 'accepted' AND standing NOT IN ('sent', 'delivered', 'undelivered')
-                   AND NOT (standing = 'unknown' AND coalesce(reason IN ('unrecordable', 'late'), false)))
-               OR (standing = 'sent' AND before <> 'sent' AND outcome NOT IN ('accepted', 'resolved'))
+               (outcome = 'accepted' AND state NOT IN ('sent', 'delivered', 'undelivered')
+                   AND NOT (state = 'unknown' AND coalesce(reason IN ('unrecordable', 'late'), false)))
+               OR (state = 'sent' AND before <> 'sent' AND outcome NOT IN ('accepted', 'resolved'))
                OR (before IN ('sent', 'delivered', 'undelivered')
-                   AND standing NOT IN ('sent', 'delivered', 'undelivered'))
-               OR (before IN ('failed', 'suppressed') AND standing NOT IN (before, 'sent') AND outcome <> 'resolved')
-               OR (standing = 'waiting' AND before <> 'waiting') AS broken
+                   AND state NOT IN ('sent', 'delivered', 'undelivered'))
+               OR (before IN ('failed', 'suppressed') AND state NOT IN (before, 'sent') AND outcome <> 'resolved')
+               OR (state = 'waiting' AND before <> 'waiting') AS broken
         FROM (
-            SELECT message_id, outcome, standing, reason,
-                   coalesce(lag(standing) OVER (PARTITION BY message_id ORDER BY seq), 'waiting') AS before
+            SELECT message_id, outcome, state, reason,
+                   coalesce(lag(state) OVER (PARTITION BY message_id ORDER BY seq), 'waiting') AS before
             FROM attempts
         ) step
         """,
@@ -278,10 +278,10 @@ _BOOKS = (
         "counters",
         f"""
         SELECT mailing_id AS id, coalesce(kept.n, 0) <> coalesce(counted.n, 0) AS broken
-        FROM (SELECT mailing_id, standing, sum(n) AS n FROM counters GROUP BY 1, 2) kept
+        FROM (SELECT mailing_id, state, sum(n) AS n FROM counters GROUP BY 1, 2) kept
         FULL JOIN (
-            SELECT mailing_id, standing, count(*) AS n FROM ({_LAST}) last WHERE standing <> 'waiting' GROUP BY 1, 2
-        ) counted USING (mailing_id, standing)
+            SELECT mailing_id, state, count(*) AS n FROM ({_LAST}) last WHERE state <> 'waiting' GROUP BY 1, 2
+        ) counted USING (mailing_id, state)
         JOIN mailings m ON m.id = mailing_id AND {_KEPT}
         """,
     ),
@@ -294,14 +294,14 @@ _BOOKS = (
         FULL JOIN (
             SELECT mailing_id, coalesce(reason, 'unknown') AS reason, count(*) AS n
             FROM attempts a
-            WHERE standing = 'failed'
+            WHERE state = 'failed'
               AND NOT EXISTS (
                   SELECT FROM attempts b
-                  WHERE b.message_id = a.message_id AND b.seq = a.seq - 1 AND b.standing = 'failed'
+                  WHERE b.message_id = a.message_id AND b.seq = a.seq - 1 AND b.state = 'failed'
               )
               AND NOT EXISTS (
                   SELECT FROM attempts b
-                  WHERE b.message_id = a.message_id AND b.seq > a.seq AND b.standing <> 'failed'
+                  WHERE b.message_id = a.message_id AND b.seq > a.seq AND b.state <> 'failed'
               )
             GROUP BY 1, 2
         ) counted USING (mailing_id, reason)
@@ -316,13 +316,13 @@ _BOOKS = (
                                  <> (coalesce(counted.sent, 0), coalesce(counted.failed, 0)) AS broken
         FROM (SELECT mailing_id, sum(sent) AS sent, sum(failed) AS failed FROM series GROUP BY 1) kept
         FULL JOIN (
-            SELECT mailing_id, count(*) FILTER (WHERE standing = 'sent') AS sent,
-                   count(*) FILTER (WHERE standing = 'failed') AS failed
+            SELECT mailing_id, count(*) FILTER (WHERE state = 'sent') AS sent,
+                   count(*) FILTER (WHERE state = 'failed') AS failed
             FROM (
-                SELECT mailing_id, standing, lag(standing) OVER (PARTITION BY message_id ORDER BY seq) AS before
+                SELECT mailing_id, state, lag(state) OVER (PARTITION BY message_id ORDER BY seq) AS before
                 FROM attempts
             ) step
-            WHERE standing IN ('sent', 'failed') AND standing IS DISTINCT FROM before
+            WHERE state IN ('sent', 'failed') AND state IS DISTINCT FROM before
             GROUP BY 1
         ) counted USING (mailing_id)
         JOIN mailings m ON m.id = mailing_id AND {_KEPT}
@@ -334,12 +334,12 @@ _BOOKS = (
         """
         SELECT id, bool_or(n < 0) AS broken
         FROM (
-            SELECT id, standing, sum(n) AS n
+            SELECT id, state, sum(n) AS n
             FROM (
-                SELECT id, 'waiting'::standing AS standing, audience AS n FROM mailings
+                SELECT id, 'waiting'::message_state AS state, audience AS n FROM mailings
                 UNION ALL SELECT mailing_id, 'waiting', -n FROM counters
-                UNION ALL SELECT mailing_id, standing, n FROM counters
-                UNION ALL SELECT mailing_id, standing, done - mark FROM batches WHERE owner IS NOT NULL
+                UNION ALL SELECT mailing_id, state, n FROM counters
+                UNION ALL SELECT mailing_id, state, done - watermark FROM batches WHERE owner IS NOT NULL
             ) d GROUP BY 1, 2
         ) shown GROUP BY id
         """,
@@ -371,7 +371,7 @@ _QUEUE = (
         FROM batches b JOIN mailings m ON m.id = b.mailing_id AND {_KEPT}
         """,
     ),
-    # What is done are the rows of those under the mark (ids of batches; only owned ones have a mark).
+    # What is done are the rows of those under the watermark (ids of batches; only owned ones have a watermark).
     Check(
         "batches_done",
         """
@@ -380,7 +380,7 @@ _QUEUE = (
                    FROM unnest(coalesce(b.ids, ARRAY(SELECT generate_series(b.first_id, b.last_id))))
                        WITH ORDINALITY e (message_id, position)
                    JOIN attempts a ON a.message_id = e.message_id AND a.seq = b.seq
-                   WHERE e.position <= b.mark
+                   WHERE e.position <= b.watermark
                ) AS broken
         FROM batches b WHERE b.owner IS NOT NULL
         """,
@@ -395,8 +395,8 @@ _QUEUE = (
     Check(
         "queued_next",
         f"""
-        SELECT message_id AS id, q.seq <> coalesce(l.seq, 0) + 1 OR q.standing <> coalesce(l.standing, 'waiting')
-                                 OR q.standing NOT IN ('waiting', 'retrying', 'doubtful') AS broken
+        SELECT message_id AS id, q.seq <> coalesce(l.seq, 0) + 1 OR q.state <> coalesce(l.state, 'waiting')
+                                 OR q.state NOT IN ('waiting', 'retrying', 'doubtful') AS broken
         FROM ({_QUEUED}) q LEFT JOIN ({_LAST}) l USING (message_id)
         JOIN mailings m ON m.id = q.mailing_id AND {_KEPT}
         WHERE q.seq > coalesce(l.seq, 0)
@@ -411,7 +411,7 @@ _QUEUE = (
         LEFT JOIN ({_LAST}) l ON l.message_id = g.id
         LEFT JOIN ({_QUEUED}) q
             ON q.message_id = g.id AND q.mailing_id = g.mailing_id AND q.seq = coalesce(l.seq, 0) + 1
-        WHERE coalesce(l.standing, 'waiting') IN ('waiting', 'retrying', 'doubtful')
+        WHERE coalesce(l.state, 'waiting') IN ('waiting', 'retrying', 'doubtful')
         """,
     ),
 )

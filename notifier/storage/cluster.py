@@ -33,18 +33,18 @@ async def figures(db: Db) -> Figures:
         WITH alive AS MATERIALIZED (
             SELECT id, status, audience, starts_at FROM mailings WHERE status IN ('scheduled', 'running', 'paused')
         ), counted AS MATERIALIZED (
-            SELECT c.standing, c.n FROM alive CROSS JOIN LATERAL (
-                SELECT standing, sum(n) AS n FROM counters WHERE mailing_id = alive.id GROUP BY standing
+            SELECT c.state, c.n FROM alive CROSS JOIN LATERAL (
+                SELECT state, sum(n) AS n FROM counters WHERE mailing_id = alive.id GROUP BY state
             ) c
         )
         SELECT
             ARRAY(SELECT row(status::text, count(*)) FROM alive GROUP BY status) AS mailings,
             (SELECT coalesce(sum(audience), 0) FROM alive) - (SELECT coalesce(sum(n), 0) FROM counted) AS waiting,
-            (SELECT coalesce(sum(n), 0) FROM counted WHERE standing IN ('retrying', 'doubtful')) AS retrying,
+            (SELECT coalesce(sum(n), 0) FROM counted WHERE state IN ('retrying', 'doubtful')) AS retrying,
             (
                 SELECT coalesce(sum(c.n), 0) FROM counters c JOIN mailings m ON m.id = c.mailing_id
-                WHERE c.standing IN ('unknown', 'doubtful') AND m.deleted_at IS NULL AND m.archived_at IS NULL
-                  AND (c.standing = 'unknown' OR m.status IN ('finished', 'cancelled'))
+                WHERE c.state IN ('unknown', 'doubtful') AND m.deleted_at IS NULL AND m.archived_at IS NULL
+                  AND (c.state = 'unknown' OR m.status IN ('finished', 'cancelled'))
             ) AS unknown,
             (
                 SELECT extract(epoch FROM clock_timestamp() - min(due.at))

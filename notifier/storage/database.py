@@ -47,7 +47,7 @@ AWAY: tuple[type[BaseException], ...] = (
     asyncpg.InterfaceError,  # the connection is closed; our own misuse of asyncpg looks the same
     asyncpg.InternalClientError,  # the connection is being closed; no host has the wanted attributes
 )
-"""What asyncpg raises while the database is away, full, read-only or too slow: the same call may do later."""
+"""What asyncpg raises while the database is unavailable, full, read-only or too slow: the same call may do later."""
 DISTURBED: tuple[type[BaseException], ...] = (
     asyncpg.TransactionRollbackError,  # deadlock, serialization failure
     asyncpg.LockNotAvailableError,  # a lock_timeout
@@ -235,7 +235,8 @@ def migrate(dsn: str, folder: Path = MIGRATIONS, *, only: Container[str] | None 
     """Apply what is not applied yet and return the names; any number of replicas may do so at once.
 
     With ``only`` nothing else is applied. Raises ``psycopg.Error`` when a migration fails; what stood before it stays
-    applied. Raises ``NotifierError`` for a role that may not create tables.
+    applied. Raises ``NotifierError`` for a role that may not create tables, and while replicas run that a migration
+    would break.
     """
     with psycopg.connect(address.parse(dsn).conninfo()) as connection:
         # In a transaction held open, so that it holds behind a pooler too.
@@ -263,8 +264,12 @@ def migrate(dsn: str, folder: Path = MIGRATIONS, *, only: Container[str] | None 
             with backend.lock():
                 pending = backend.to_apply(yoyo.read_migrations(glob.escape(str(folder))))
                 pending = [each for each in pending if only is None or each.id in only]
-                for migration in pending:
-                    _apply(backend, migration)
+                try:
+                    for migration in pending:
+                        _apply(backend, migration)
+                except psycopg.errors.ObjectInUse as error:
+                    why = str(error).splitlines()[0]
+                    raise NotifierError(f"{why}; stop them, then start this version again") from None
     return [migration.id for migration in pending]
 
 
@@ -331,7 +336,7 @@ async def patiently(
     say: Callable[[str], None],
     where: str = "",
 ) -> T:
-    """The result of ``step``, tried again while the database is away; until then ``say`` so at once and every 5 s.
+    """Return the result of ``step``, tried again while the database is unavailable; ``say`` so at once and every 5 s.
 
     ``where`` it is is said as well. Raises ``Unavailable`` after ``seconds``.
     """
@@ -346,7 +351,7 @@ async def patiently(
             if left <= 0:
                 raise Unavailable(f"the database did not come up within {seconds:.0f} s: {why}") from error
             if time.monotonic() >= next_word:
-                say(f"the database is away, waiting up to {left:.0f} s more: {why}")
+                say(f"the database is unavailable, waiting up to {left:.0f} s more: {why}")
                 next_word = time.monotonic() + 5
             await asyncio.sleep(min(0.5, left))
 

@@ -1,7 +1,7 @@
 """Ledger rows that are not written out of an owned batch: late results, an operator's decisions.
 
 The rows of a message are numbered 1, 2, 3 without a gap. Whoever inserts (message, last + 1) makes the transition of
-its standing and the counter's delta; the loser of that race reads again.
+its state and the counter's delta; the loser of that race reads again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 import asyncpg
 
 from notifier.errors import Conflict, NotFound
-from notifier.models import IN_DOUBT, MAX_IN_DOUBT, OPEN_STANDINGS, OVER, MailingStatus, Outcome, Reason, Standing
+from notifier.models import IN_DOUBT, MAX_IN_DOUBT, OPEN_STATES, OVER, MailingStatus, MessageState, Outcome, Reason
 from notifier.storage.database import Db, transaction
 from notifier.storage.mailings import CHANNEL
 from notifier.storage.queue import Result
@@ -41,21 +41,21 @@ async def mine(db: Db, replica: int, keys: Sequence[tuple[int, int, datetime]]) 
     return {(row["message_id"], row["seq"], row["started_at"]) for row in rows}
 
 
-def standing_after(last: Standing, new: Standing, *, doubts: int) -> Standing:
-    """The standing after a late truth: an acceptance always counts, and nothing but it overrules a final one.
+def state_after(last: MessageState, new: MessageState, *, doubts: int) -> MessageState:
+    """The state after a late truth: an acceptance always counts, and nothing but it overrules a final one.
 
     `unknown` is final only for want of better, so whatever is known later overrules it. ``doubts`` are the requests
     that left open whether the text was sent; the late truth settles one of them, and says nothing of the others.
     """
-    if last in (Standing.SENT, Standing.DELIVERED, Standing.UNDELIVERED):
+    if last in (MessageState.SENT, MessageState.DELIVERED, MessageState.UNDELIVERED):
         return last
-    if new is Standing.SENT or last in OPEN_STANDINGS or last is Standing.UNKNOWN:
+    if new is MessageState.SENT or last in OPEN_STATES or last is MessageState.UNKNOWN:
         return _IN_DOUBT.get(new, new) if doubts > 1 else new
     return last
 
 
 # What a truth that says "surely not sent" of one request leaves where another one is in doubt.
-_IN_DOUBT = {Standing.RETRYING: Standing.DOUBTFUL, Standing.FAILED: Standing.UNKNOWN}
+_IN_DOUBT = {MessageState.RETRYING: MessageState.DOUBTFUL, MessageState.FAILED: MessageState.UNKNOWN}
 
 
 async def _written(conn: Db, replica: int, result: Result) -> bool:
@@ -91,22 +91,22 @@ async def append_late(db: Db, replica: int, result: Result) -> bool:
                 if await _written(conn, replica, result):
                     return True
                 # what is under way is in doubt until its row is there
-                standing = standing_after(head.standing, result.standing, doubts=head.doubts + head.marked)
-                final = head.given_up or head.standing is Standing.UNKNOWN
-                if standing is Standing.DOUBTFUL and result.outcome in IN_DOUBT and final:
-                    standing = Standing.UNKNOWN  # its owner did not know what others did meanwhile
+                state = state_after(head.state, result.state, doubts=head.doubts + head.marked)
+                final = head.given_up or head.state is MessageState.UNKNOWN
+                if state is MessageState.DOUBTFUL and result.outcome in IN_DOUBT and final:
+                    state = MessageState.UNKNOWN  # its owner did not know what others did meanwhile
                 await _write(
                     conn,
                     head,
                     replica,
                     result._replace(
-                        standing=standing,
+                        state=state,
                         reason=Reason.LATE,
                         detail=f"{result.reason}: {result.detail}" if result.reason else result.detail,
                     ),
                 )
-                if standing in OPEN_STANDINGS:
-                    await _enqueue(conn, head, standing, result.due_at)
+                if state in OPEN_STATES:
+                    await _enqueue(conn, head, state, result.due_at)
                 return True
         except asyncpg.UniqueViolationError:
             continue
@@ -128,17 +128,19 @@ async def resolve(db: Db, message_id: int, decision: Decision) -> None:
                 if head is None or head.deleted:
                     raise NotFound(f"There is no message {message_id}.")
                 over = head.status in OVER
-                doubtful = over and head.standing is Standing.DOUBTFUL and not head.marked
-                if head.standing is not Standing.UNKNOWN and not doubtful:
+                doubtful = over and head.state is MessageState.DOUBTFUL and not head.marked
+                if head.state is not MessageState.UNKNOWN and not doubtful:
                     raise Conflict("Only a message that is unknown can be resolved.")
                 if decision == "again" and (head.status is MailingStatus.CANCELLED or head.ends_at <= head.now):
                     raise Conflict("The mailing is over; the message cannot be sent again.")
-                standing = {"sent": Standing.SENT, "failed": Standing.FAILED, "again": Standing.DOUBTFUL}[decision]
+                state = {"sent": MessageState.SENT, "failed": MessageState.FAILED, "again": MessageState.DOUBTFUL}[
+                    decision
+                ]
                 row = Result(
                     batch_id=0,
                     message_id=message_id,
                     outcome=Outcome.RESOLVED,
-                    standing=standing,
+                    state=state,
                     started_at=head.now,
                     duration_ms=None,
                     phone=None,
@@ -150,7 +152,7 @@ async def resolve(db: Db, message_id: int, decision: Decision) -> None:
                 )
                 await _write(conn, head, None, row)
                 if decision == "again":
-                    await _enqueue(conn, head, standing, None)
+                    await _enqueue(conn, head, state, None)
                 return
         except asyncpg.UniqueViolationError:
             continue
@@ -168,7 +170,7 @@ class _Head:
         self.deleted: bool = mailing["deleted_at"] is not None
         self.now: datetime = mailing["now"]
         self.seq: int = last["seq"]
-        self.standing = Standing(last["standing"])
+        self.state = MessageState(last["state"])
         self.doubts: int = last["doubts"]
         self.batch_id: int | None = batch["id"] if batch else None
         self.marked: bool = bool(batch and batch["marked"])
@@ -189,7 +191,7 @@ async def _lock(conn: Db, message_id: int) -> _Head | None:
     if mailing is None or before is None:  # purged, perhaps while the lock was waited for
         return None
     batch = await _batch(conn, mailing["id"], before["seq"] + 1, message_id)
-    if batch is None and before["standing"] in OPEN_STANDINGS:
+    if batch is None and before["state"] in OPEN_STATES:
         # It was split while its lock was waited for; only a younger statement sees the part that holds the message.
         batch = await _batch(conn, mailing["id"], before["seq"] + 1, message_id)
     # Read again: its owner may have recorded while the lock was waited for; then the batch is not the one of last + 1.
@@ -203,7 +205,7 @@ async def _last(conn: Db, message_id: int) -> asyncpg.Record | None:
     return await conn.fetchrow(
         """
         SELECT coalesce(max(a.seq), 0) AS seq,
-               coalesce((array_agg(a.standing ORDER BY a.seq DESC))[1], 'waiting') AS standing,
+               coalesce((array_agg(a.state ORDER BY a.seq DESC))[1], 'waiting') AS state,
                count(*) FILTER (WHERE a.outcome IN ('unknown', 'interrupted')) AS doubts,
                -- in doubt with one that is told late now, less those that an operator let go: a late row is the second
                -- one of a request that was interrupted
@@ -219,7 +221,7 @@ async def _last(conn: Db, message_id: int) -> asyncpg.Record | None:
 async def _batch(conn: Db, mailing_id: int, seq: int, message_id: int) -> asyncpg.Record | None:
     return await conn.fetchrow(
         """
-        SELECT id, coalesce(array_position(ids, $3), $3 - first_id + 1) <= mark AS marked FROM batches
+        SELECT id, coalesce(array_position(ids, $3), $3 - first_id + 1) <= watermark AS marked FROM batches
         WHERE mailing_id = $1 AND seq = $2 AND $3 BETWEEN first_id AND last_id AND (ids IS NULL OR ids @> ARRAY[$3])
         FOR UPDATE
         """,
@@ -235,7 +237,7 @@ async def _write(conn: Db, head: _Head, replica: int | None, row: Result) -> Non
     await conn.execute(
         """
         INSERT INTO attempts (message_id, mailing_id, started_at, phone, duration_ms, replica, text_version, outcome,
-                              standing, seq, status_code, reason, detail)
+                              state, seq, status_code, reason, detail)
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
         """,
         row.message_id,
@@ -246,7 +248,7 @@ async def _write(conn: Db, head: _Head, replica: int | None, row: Result) -> Non
         replica,
         row.text_version,
         row.outcome,
-        row.standing,
+        row.state,
         head.seq + 1,
         row.status_code,
         row.reason,
@@ -254,14 +256,14 @@ async def _write(conn: Db, head: _Head, replica: int | None, row: Result) -> Non
     )
     if head.batch_id is not None:
         await conn.execute(
-            "UPDATE batches SET late = late + 1, done = done + $2::int WHERE id = $1",
+            "UPDATE batches SET foreign_rows = foreign_rows + 1, done = done + $2::int WHERE id = $1",
             head.batch_id,
             int(head.marked),
         )
-    if row.standing is head.standing:
+    if row.state is head.state:
         return
     # In the order in which a record of the same slot locks these rows, or the two could wait for each other.
-    if row.standing in (Standing.SENT, Standing.FAILED):
+    if row.state in (MessageState.SENT, MessageState.FAILED):
         await conn.execute(
             """
             INSERT INTO series (mailing_id, slot, at, sent, failed)
@@ -271,34 +273,34 @@ async def _write(conn: Db, head: _Head, replica: int | None, row: Result) -> Non
             """,
             head.mailing_id,
             slot,
-            int(row.standing is Standing.SENT),
-            int(row.standing is Standing.FAILED),
+            int(row.state is MessageState.SENT),
+            int(row.state is MessageState.FAILED),
         )
-    if Standing.FAILED in (head.standing, row.standing):
+    if MessageState.FAILED in (head.state, row.state):
         await _count_failure(conn, head, slot, row)
     await conn.execute(
         """
-        INSERT INTO counters (mailing_id, slot, standing, n, first_at, last_at)
-        SELECT $1, $2, standing, n, now(), now()
-        FROM (VALUES ($3::standing, -1), ($4::standing, 1)) d (standing, n) WHERE standing <> 'waiting'
-        ORDER BY standing
-        ON CONFLICT (mailing_id, slot, standing) DO UPDATE SET n = counters.n + excluded.n, last_at = now()
+        INSERT INTO counters (mailing_id, slot, state, n, first_at, last_at)
+        SELECT $1, $2, state, n, now(), now()
+        FROM (VALUES ($3::message_state, -1), ($4::message_state, 1)) d (state, n) WHERE state <> 'waiting'
+        ORDER BY state
+        ON CONFLICT (mailing_id, slot, state) DO UPDATE SET n = counters.n + excluded.n, last_at = now()
         """,
         head.mailing_id,
         slot,
-        head.standing,
-        row.standing,
+        head.state,
+        row.state,
     )
 
 
 async def _count_failure(conn: Db, head: _Head, slot: int, row: Result) -> None:
-    """Failures by reason follow the standing: the row that failed it gives the reason, also when it is overruled."""
+    """Failures by reason follow the state: the row that failed it gives the reason, also when it is overruled."""
     delta, reason = 1, row.reason
-    if head.standing is Standing.FAILED:
+    if head.state is MessageState.FAILED:
         delta = -1
         reason = await conn.fetchval(
             """
-            SELECT reason FROM attempts WHERE message_id = $1 AND seq <= $2 AND standing = 'failed'
+            SELECT reason FROM attempts WHERE message_id = $1 AND seq <= $2 AND state = 'failed'
             ORDER BY seq LIMIT 1
             """,
             row.message_id,
@@ -316,21 +318,21 @@ async def _count_failure(conn: Db, head: _Head, slot: int, row: Result) -> None:
     )
 
 
-async def _enqueue(conn: Db, head: _Head, standing: Standing, due_at: datetime | None) -> None:
+async def _enqueue(conn: Db, head: _Head, state: MessageState, due_at: datetime | None) -> None:
     """A batch for the try after the row just written, due now without ``due_at``; the mailing's lock keeps `close` off.
 
     A mailing that was closed already because nothing was left goes on, unless its end has come or it was deleted.
     """
     await conn.execute(
         """
-        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing)
+        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state)
         VALUES ($1, coalesce($2, now()), $3, $3, 1, $4, $5)
         """,
         head.mailing_id,
         due_at,
         head.message_id,
         head.seq + 2,
-        standing,
+        state,
     )
     await conn.execute(
         """

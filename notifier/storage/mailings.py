@@ -12,7 +12,7 @@ from notifier.errors import Conflict, IllegalTransition, Invalid, NotFound, Prob
 from notifier.models import INT64_MAX, MAILING_TRANSITIONS, OVER, Filter, Mailing, MailingStatus, Status, Window
 from notifier.storage.database import Db, transaction
 
-# Changes that other replicas must hear of; they listen on this channel (see delivery/session.py).
+# Changes that other replicas must hear of; they listen on this channel (see cluster/control.py).
 CHANNEL = "notifier"
 
 # Seconds for which a deleted mailing can be restored; after that `purge` takes its rows away.
@@ -35,7 +35,7 @@ _COLUMNS = """
         FROM gateways WHERE name = 'default' AND m.status IN ('scheduled', 'running')
     )) AS status_reason, (
         SELECT coalesce(sum(n), 0)::bigint FROM counters c
-        WHERE c.mailing_id = m.id AND (c.standing = 'unknown' OR c.standing = 'doubtful' AND m.over_at IS NOT NULL)
+        WHERE c.mailing_id = m.id AND (c.state = 'unknown' OR c.state = 'doubtful' AND m.over_at IS NOT NULL)
     ) AS undecided, m.audience, m.planned, m.version, m.created_at, m.updated_at,
     m.started_at, m.over_at AS finished_at, m.archived_at
 """
@@ -201,9 +201,9 @@ async def troubled(db: Db, status: Status, *, before: int | None, limit: int) ->
           AND m.archived_at IS NULL AND m.id < $1 AND (
               SELECT sum(n) FROM counters c
               WHERE c.mailing_id = m.id AND (
-                  c.standing = ANY ($3::standing[])
+                  c.state = ANY ($3::message_state[])
                   -- in doubt and over: that is unknown, too
-                  OR $4 AND c.standing = 'doubtful' AND m.status IN ('finished', 'cancelled')
+                  OR $4 AND c.state = 'doubtful' AND m.status IN ('finished', 'cancelled')
               )
           ) > 0
         ORDER BY m.id DESC LIMIT $2
@@ -278,18 +278,18 @@ async def edit(db: Db, mailing_id: int, changes: dict[str, Any], *, if_match: in
             changes.get("priority", mailing.priority),
         )
         if window != mailing.window:
-            await _sort_again(conn, mailing_id)
+            await _reschedule(conn, mailing_id)
         await _announce(conn)
         return await get(conn, mailing_id)
 
 
-async def _sort_again(conn: Db, mailing_id: int) -> None:
+async def _reschedule(conn: Db, mailing_id: int) -> None:
     """Unclaimed batches become due at once: whoever loads them sorts them by the new window."""
     await conn.execute(
         """
         UPDATE batches SET due_at = now()
         WHERE mailing_id = $1 AND owner IS NULL
-          AND (standing = 'waiting' OR due_at > now() + $2 * interval '1 second')
+          AND (state = 'waiting' OR due_at > now() + $2 * interval '1 second')
         """,
         mailing_id,
         LONGEST_BACKOFF,

@@ -14,15 +14,15 @@ import asyncpg
 from notifier.errors import Invalid, NotFound, Problem
 from notifier.models import (
     INT64_MAX,
-    OPEN_STANDINGS,
+    OPEN_STATES,
     OVER,
     REQUESTS,
     Attempt,
     MailingStatus,
     Message,
+    MessageState,
     Outcome,
     Reason,
-    Standing,
     Status,
     status_of,
 )
@@ -91,9 +91,9 @@ async def of_mailing(
         ids, following = await _sending(db, mailing_id, cursor or (INT64_MAX,) * 3, limit)
     else:
         ids, following = [], None
-        standings = [s for s in OPEN_STANDINGS if status_of(s, MailingStatus(name)) is status]
-        if standings and (cursor is None or len(cursor) == 3):
-            ids, following = await _in_batches(db, mailing_id, standings, cursor or (INT64_MAX,) * 3, limit)
+        states = [s for s in OPEN_STATES if status_of(s, MailingStatus(name)) is status]
+        if states and (cursor is None or len(cursor) == 3):
+            ids, following = await _in_batches(db, mailing_id, states, cursor or (INT64_MAX,) * 3, limit)
             cursor = None
         if status in IN_LEDGER and following is None:
             more, following = await _in_ledger(db, mailing_id, status, cursor or (INT64_MAX,), limit - len(ids))
@@ -188,7 +188,7 @@ async def _sent(db: Db, mailing_id: int, cursor: Cursor, limit: int) -> tuple[li
                    SELECT a.message_id
                    FROM chosen s CROSS JOIN LATERAL (
                        SELECT a.message_id FROM attempts a
-                       WHERE a.message_id BETWEEN s.first_id AND s.last_id AND a.standing = 'sent'
+                       WHERE a.message_id BETWEEN s.first_id AND s.last_id AND a.state = 'sent'
                          AND a.seq = (SELECT max(seq) FROM attempts l WHERE l.message_id = a.message_id)
                        ORDER BY a.message_id DESC LIMIT $3
                    ) a
@@ -221,7 +221,7 @@ async def _in_ledger(
                 SELECT a.message_id
                 FROM (
                     SELECT message_id, seq FROM attempts
-                    WHERE mailing_id = $1 AND standing = $2 AND standing <> 'sent' AND message_id < $3
+                    WHERE mailing_id = $1 AND state = $2 AND state <> 'sent' AND message_id < $3
                     ORDER BY message_id DESC LIMIT $5
                 ) a
                 WHERE a.seq = (SELECT max(seq) FROM attempts l WHERE l.message_id = a.message_id)
@@ -230,7 +230,7 @@ async def _in_ledger(
         )
         SELECT ids, CASE WHEN cardinality(ids) < $4 THEN (
                    SELECT message_id FROM attempts
-                   WHERE mailing_id = $1 AND standing = $2 AND standing <> 'sent' AND message_id < $3
+                   WHERE mailing_id = $1 AND state = $2 AND state <> 'sent' AND message_id < $3
                    ORDER BY message_id DESC OFFSET $5 - 1 LIMIT 1
                ) END AS examined_to
         FROM found
@@ -257,23 +257,23 @@ def _cut(ids: list[int], limit: int, examined_to: int | None) -> tuple[list[int]
 
 
 async def _in_batches(
-    db: Db, mailing_id: int, standings: list[Standing], cursor: Cursor, limit: int
+    db: Db, mailing_id: int, states: list[MessageState], cursor: Cursor, limit: int
 ) -> tuple[list[int], Cursor | None]:
-    """Those beyond the marks of the batches of ``standings`` whose next row nobody has written yet."""
+    """Those beyond the watermarks of the batches of ``states`` whose next row nobody has written yet."""
     row = await db.fetchrow(
         """
         WITH found AS MATERIALIZED (
             SELECT ARRAY(
                 SELECT row(b.seq, b.first_id, e.id)
                 FROM (
-                    SELECT seq, first_id, last_id, ids, mark, standing FROM batches
+                    SELECT seq, first_id, last_id, ids, watermark, state FROM batches
                     WHERE mailing_id = $1 AND (seq, first_id) <= ($2::bigint, $3::bigint)
                     ORDER BY seq DESC, first_id DESC LIMIT $6
                 ) b
                 CROSS JOIN LATERAL
                     unnest(coalesce(b.ids, ARRAY(SELECT generate_series(b.first_id, b.last_id))))
                     WITH ORDINALITY e (id, position)
-                WHERE b.standing = ANY($7::standing[]) AND e.position > b.mark
+                WHERE b.state = ANY($7::message_state[]) AND e.position > b.watermark
                   AND (b.seq, b.first_id, e.id) < ($2, $3, $4::bigint)
                   AND coalesce((SELECT max(seq) FROM attempts a WHERE a.message_id = e.id), 0) < b.seq
                 ORDER BY b.seq DESC, b.first_id DESC, e.id DESC LIMIT $5
@@ -290,25 +290,25 @@ async def _in_batches(
         *cursor,
         limit + 1,
         EXAMINED,
-        [standing.value for standing in standings],
+        [state.value for state in states],
     )
     assert row is not None
     return _cut_batches(row["ids"], limit, row["examined_to"])
 
 
 async def _sending(db: Db, mailing_id: int, cursor: Cursor, limit: int) -> tuple[list[int], Cursor | None]:
-    """Those at or below the marks of owned batches whose row is not written yet; such batches are few."""
+    """Those at or below the watermarks of owned batches whose row is not written yet; such batches are few."""
     rows = await db.fetch(
         """
         WITH batch AS MATERIALIZED (
-            SELECT seq, first_id, last_id, ids, mark FROM batches
-            WHERE mailing_id = $1 AND owner IS NOT NULL AND done < mark
+            SELECT seq, first_id, last_id, ids, watermark FROM batches
+            WHERE mailing_id = $1 AND owner IS NOT NULL AND done < watermark
         )
         SELECT b.seq, b.first_id, e.id
         FROM batch b
         CROSS JOIN LATERAL unnest(coalesce(b.ids, ARRAY(SELECT generate_series(b.first_id, b.last_id))))
             WITH ORDINALITY e (id, position)
-        WHERE e.position <= b.mark AND (b.seq, b.first_id, e.id) < ($2::bigint, $3, $4)
+        WHERE e.position <= b.watermark AND (b.seq, b.first_id, e.id) < ($2::bigint, $3, $4)
           AND coalesce((SELECT max(seq) FROM attempts a WHERE a.message_id = e.id), 0) < b.seq
         ORDER BY b.seq DESC, b.first_id DESC, e.id DESC LIMIT $5
         """,
@@ -346,10 +346,10 @@ async def _described(db: Db, ids: Sequence[int], *, timeline: bool = False) -> l
         JOIN mailings m ON m.id = g.mailing_id AND m.deleted_at IS NULL
         LEFT JOIN clients c ON c.id = g.client_id
         CROSS JOIN LATERAL (
-            SELECT coalesce(max(seq), 0) AS seq, (array_agg(standing ORDER BY seq DESC))[1] AS standing,
+            SELECT coalesce(max(seq), 0) AS seq, (array_agg(state ORDER BY seq DESC))[1] AS state,
                    (array_agg(text_version ORDER BY seq DESC) FILTER (WHERE text_version IS NOT NULL))[1]
                        AS text_version,
-                   coalesce(array_agg(row(seq, started_at, outcome::text, standing::text, reason, detail,
+                   coalesce(array_agg(row(seq, started_at, outcome::text, state::text, reason, detail,
                                           status_code, duration_ms, phone) ORDER BY seq), '{}') AS attempts
             FROM attempts WHERE message_id = g.id
         ) ledger
@@ -359,11 +359,11 @@ async def _described(db: Db, ids: Sequence[int], *, timeline: bool = False) -> l
         ) slice ON true
         LEFT JOIN LATERAL (
             SELECT CASE WHEN owner IS NULL THEN due_at END AS due_at,
-                   g.id <= coalesce(ids[mark], first_id + mark - 1) AS marked
+                   g.id <= coalesce(ids[watermark], first_id + watermark - 1) AS marked
             FROM batches
             WHERE mailing_id = g.mailing_id AND seq = ledger.seq + 1 AND first_id <= g.id AND last_id >= g.id
               AND (ids IS NULL OR g.id = ANY(ids))
-              AND coalesce(ledger.standing, 'waiting') IN ('waiting', 'retrying', 'doubtful')
+              AND coalesce(ledger.state, 'waiting') IN ('waiting', 'retrying', 'doubtful')
             ORDER BY first_id DESC LIMIT 1
         ) batch ON true
         ORDER BY wanted.position
@@ -377,10 +377,10 @@ async def _described(db: Db, ids: Sequence[int], *, timeline: bool = False) -> l
 def _message(row: asyncpg.Record, timeline: bool) -> Message:
     attempts = [_attempt(attempt) for attempt in row["attempts"]]
     phones = [phone for *_, phone in row["attempts"] if phone is not None]
-    standings = [Standing(standing) for _, _, _, standing, *_ in row["attempts"]]
+    states = [MessageState(state) for _, _, _, state, *_ in row["attempts"]]
     mailing = MailingStatus(row["mailing"])
     sending = bool(row["marked"])
-    status = status_of(standings[-1] if standings else Standing.WAITING, mailing, sending=sending)
+    status = status_of(states[-1] if states else MessageState.WAITING, mailing, sending=sending)
     reason = attempts[-1].reason if attempts else None
     if reason in (None, Reason.ENDED) and status in WHY_OVER:  # 0.1.0 wrote `ended` for a cancelled one, too
         reason = WHY_OVER[status]
@@ -394,7 +394,7 @@ def _message(row: asyncpg.Record, timeline: bool) -> Message:
         attempts=sum(attempt.outcome in REQUESTS for attempt in attempts) + sending,
         created_at=row["created_at"],
         next_attempt_at=row["due_at"] if mailing not in OVER else None,
-        sent_at=next((_end(a) for a, s in zip(attempts, standings, strict=True) if s is Standing.SENT), None),
+        sent_at=next((_end(a) for a, s in zip(attempts, states, strict=True) if s is MessageState.SENT), None),
         changed_at=_changed_at(status, attempts, row["over_at"]),
         text=row["text"],
         timeline=attempts if timeline else [],
@@ -412,12 +412,12 @@ def _changed_at(status: Status, attempts: list[Attempt], over_at: datetime | Non
 
 
 def _attempt(row: asyncpg.Record) -> Attempt:
-    seq, at, outcome, standing, reason, detail, status_code, duration_ms, _ = row
+    seq, at, outcome, state, reason, detail, status_code, duration_ms, _ = row
     return Attempt(
         seq=seq,
         at=at,
         outcome=Outcome(outcome),
-        status=status_of(Standing(standing), MailingStatus.RUNNING),
+        status=status_of(MessageState(state), MailingStatus.RUNNING),
         reason=reason,
         detail=detail,
         status_code=status_code,

@@ -1,8 +1,8 @@
 """The queue: batches are claimed, loaded, marked, recorded, released and taken over here.
 
 A batch stands for up to 500 message rows, so a claim costs the same at ten thousand and at ten million waiting. In the
-order of a message's way: `claim` → `load` (→ `sort_again`) → `record`, which also moves the mark; `adopt` when an owner
-is dead. What a column means is said in migrations/0001; why it holds is said in docs/delivery.md.
+order of a message's way: `claim` → `load` (→ `reschedule`) → `record`, which also moves the watermark; `reclaim` when
+an owner is dead. What a column means is said in migrations/0001 and 0009; why it holds is said in docs/invariants.md.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import NamedTuple
 import asyncpg
 
 from notifier.errors import Stale
-from notifier.models import MailingStatus, Outcome, Reason, Standing, Window
+from notifier.models import MailingStatus, MessageState, Outcome, Reason, Window
 from notifier.storage.database import Db
 
 BATCH_SIZE = 500  # ids; a claim is paid once per batch, and a dead owner's leftovers stay small
 
 
-class Orders(NamedTuple):
+class SendSettings(NamedTuple):
     """What sending needs to know of a mailing, as of its ``version``."""
 
     version: int
@@ -32,14 +32,14 @@ class Orders(NamedTuple):
     ends_at: datetime
 
 
-_ORDERS = """
+_SEND_SETTINGS = """
     m.version, m.priority, m.window_from, m.window_to, m.text_version, m.ends_at,
     (SELECT text FROM mailing_texts WHERE mailing_id = m.id AND version = m.text_version) AS text
 """
 
 
-def _orders(row: asyncpg.Record) -> Orders:
-    return Orders(
+def _send_settings(row: asyncpg.Record) -> SendSettings:
+    return SendSettings(
         version=row["version"],
         priority=row["priority"],
         window=Window.between(row["window_from"], row["window_to"]),
@@ -49,30 +49,30 @@ def _orders(row: asyncpg.Record) -> Orders:
     )
 
 
-async def orders(db: Db, mailing_id: int) -> Orders | None:
-    """The orders of a mailing at this moment; None when it was deleted."""
-    row = await db.fetchrow(f"SELECT {_ORDERS} FROM mailings m WHERE id = $1 AND deleted_at IS NULL", mailing_id)
-    return None if row is None else _orders(row)
+async def send_settings(db: Db, mailing_id: int) -> SendSettings | None:
+    """The send settings of a mailing at this moment; None when it was deleted."""
+    row = await db.fetchrow(f"SELECT {_SEND_SETTINGS} FROM mailings m WHERE id = $1 AND deleted_at IS NULL", mailing_id)
+    return None if row is None else _send_settings(row)
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A batch that is ours: ``ids`` in order; so many from the front as ``mark`` says may have been started."""
+    """A batch that is ours: ``ids`` in order; so many from the front as ``watermark`` says may have been started."""
 
     id: int
     owner: int
     mailing_id: int
     due_at: datetime
     seq: int
-    standing: Standing
+    state: MessageState
     ids: Sequence[int]
-    mark: int
+    watermark: int
     done: int
-    late: int
-    orders: Orders | None = field(default=None, compare=False)  # of its mailing; not for one that was adopted
+    foreign_rows: int
+    send_settings: SendSettings | None = field(default=None, compare=False)  # None for one that was reclaimed
 
 
-def _claimed(row: asyncpg.Record, orders: Orders | None = None) -> Claimed:
+def _claimed(row: asyncpg.Record, send_settings: SendSettings | None = None) -> Claimed:
     ids = row["ids"]
     return Claimed(
         id=row["id"],
@@ -80,12 +80,12 @@ def _claimed(row: asyncpg.Record, orders: Orders | None = None) -> Claimed:
         mailing_id=row["mailing_id"],
         due_at=row["due_at"],
         seq=row["seq"],
-        standing=Standing(row["standing"]),
+        state=MessageState(row["state"]),
         ids=range(row["first_id"], row["last_id"] + 1) if ids is None else ids,
-        mark=row["mark"],
+        watermark=row["watermark"],
         done=row["done"],
-        late=row["late"],
-        orders=orders,
+        foreign_rows=row["foreign_rows"],
+        send_settings=send_settings,
     )
 
 
@@ -118,15 +118,15 @@ async def claim(
         )
         -- one by one, for the same reason
         SELECT * FROM claimed CROSS JOIN LATERAL (
-            SELECT {_ORDERS} FROM mailings m WHERE m.id = claimed.mailing_id LIMIT 1
-        ) orders
+            SELECT {_SEND_SETTINGS} FROM mailings m WHERE m.id = claimed.mailing_id LIMIT 1
+        ) send_settings
         """,
         replica,
         after,
         list(busy),
         limit,
     )
-    return [_claimed(row, _orders(row)) for row in rows]
+    return [_claimed(row, _send_settings(row)) for row in rows]
 
 
 async def seconds_to_next(db: Db) -> float | None:
@@ -149,9 +149,9 @@ async def hours_open_at(db: Db, mailing_ids: Sequence[int]) -> dict[int, datetim
         """
         SELECT m.id, next.due_at
         FROM unnest($1::bigint[]) m (id) CROSS JOIN LATERAL (
-            SELECT due_at, standing FROM batches WHERE mailing_id = m.id AND owner IS NULL ORDER BY due_at LIMIT 1
+            SELECT due_at, state FROM batches WHERE mailing_id = m.id AND owner IS NULL ORDER BY due_at LIMIT 1
         ) next
-        WHERE next.standing = 'waiting' AND next.due_at > now()
+        WHERE next.state = 'waiting' AND next.due_at > now()
           AND NOT EXISTS (SELECT FROM batches WHERE mailing_id = m.id AND owner IS NOT NULL)
         """,
         mailing_ids,
@@ -207,7 +207,7 @@ async def load(db: Db, ids: Sequence[int], seqs: Sequence[int]) -> list[Loaded]:
     return [Loaded(*row) for row in rows]
 
 
-async def sort_again(
+async def reschedule(
     db: Db, batch: Claimed, keep: Sequence[int], moved: Sequence[tuple[int, datetime]], *, version: int
 ) -> bool:
     """Take ``moved`` ids out of an owned batch into unowned ones with their due times; False when it has changed.
@@ -215,8 +215,8 @@ async def sort_again(
     It has when it is not ours any more, or when its tail was released meanwhile: those ids stand elsewhere by then.
     Raises Stale when the mailing is not of ``version`` any more, and the due times may be those of another window.
 
-    ``keep`` are the ids that stay, those already loaded first and in their old order, so that a mark keeps its meaning.
-    Only ids beyond the mark may be moved: they need no ledger row.
+    ``keep`` are the ids that stay, those already loaded first and in their old order, so that a watermark keeps its
+    meaning. Only ids beyond the watermark may be moved: they need no ledger row.
     """
     row = await db.fetchrow(
         """
@@ -234,11 +234,11 @@ async def sort_again(
         ), emptied AS (
             DELETE FROM batches b USING mine WHERE b.id = mine.id AND cardinality($3::bigint[]) = 0
         ), sorted AS (
-            INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing, ids)
-            SELECT mine.mailing_id, m.due_at, min(m.id), max(m.id), count(*), mine.seq, mine.standing,
+            INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state, ids)
+            SELECT mine.mailing_id, m.due_at, min(m.id), max(m.id), count(*), mine.seq, mine.state,
                    array_agg(m.id ORDER BY m.id)
             FROM mine CROSS JOIN unnest($4::bigint[], $5::timestamptz[]) m (id, due_at)
-            GROUP BY mine.mailing_id, m.due_at, mine.seq, mine.standing
+            GROUP BY mine.mailing_id, m.due_at, mine.seq, mine.state
         )
         SELECT EXISTS (SELECT FROM mailing) AS current, EXISTS (SELECT FROM mine) AS done
         """,
@@ -263,7 +263,7 @@ class Result(NamedTuple):
     batch_id: int
     message_id: int
     outcome: Outcome
-    standing: Standing
+    state: MessageState
     started_at: datetime
     duration_ms: int | None
     phone: int | None
@@ -274,33 +274,34 @@ class Result(NamedTuple):
     due_at: datetime | None
 
 
-class Report(NamedTuple):
+class BatchReport(NamedTuple):
     """What an owner says of a batch with a record.
 
-    ``new_mark`` asks for leave to start further ids; ``skipped`` of those between the marks have their row already.
-    ``release`` gives back what lies beyond the mark; then ``skipped`` are rows below it that ``done`` does not know of.
+    ``new_watermark`` asks for leave to start further ids; ``skipped`` of those between the watermarks have their row
+    already. ``release`` gives back what lies beyond the watermark; then ``skipped`` are rows below it that are not
+    counted in ``done``.
     """
 
     batch_id: int
     owner: int
-    old_mark: int
-    new_mark: int
+    old_watermark: int
+    new_watermark: int
     skipped: int
-    late: int
+    foreign_rows: int
     release: bool
 
 
 class Recorded(NamedTuple):
     """What the record found; when not ``owned`` the batch is not ours any more, nothing was written, the rest is None.
 
-    ``mark`` is the committed one, ``written`` how many ledger rows of this batch were inserted; ``late`` moved when
-    somebody else wrote a row for one of its messages, so load again before asking for a mark.
+    ``watermark`` is the committed one, ``written`` how many ledger rows of this batch were inserted; ``foreign_rows``
+    moved when somebody else wrote a row for one of its messages, so load again before asking for a watermark.
     """
 
     batch_id: int
     owned: bool
-    mark: int
-    late: int
+    watermark: int
+    foreign_rows: int
     finished: bool
     written: int
     status: MailingStatus
@@ -312,99 +313,100 @@ class Recorded(NamedTuple):
 _RECORD = """
 WITH given AS MATERIALIZED (
     SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::int[], $4::int[], $5::int[], $6::int[], $7::bool[])
-        AS g (id, owner, old_mark, new_mark, skipped, late, release)
+        AS g (id, owner, old_watermark, new_watermark, skipped, foreign_rows, release)
 ), fence AS MATERIALIZED (
     -- whose batch this is not any more writes nothing
-    SELECT b.id, b.mailing_id, b.due_at, b.first_id, b.last_id, b.size, b.seq, b.standing, b.mark, b.done, b.late,
-           b.ids, g.new_mark, g.skipped, g.release, m.status, m.version, m.ends_at,
-           m.status = 'running' AND m.ends_at > now() AND NOT g.release AND g.new_mark > b.mark
-               AND b.mark = g.old_mark AND b.late = g.late AS granted,
-           g.release AND b.late = g.late AS settled
+    SELECT b.id, b.mailing_id, b.due_at, b.first_id, b.last_id, b.size, b.seq, b.state, b.watermark, b.done,
+           b.foreign_rows, b.ids, g.new_watermark, g.skipped, g.release, m.status, m.version, m.ends_at,
+           m.status = 'running' AND m.ends_at > now() AND NOT g.release AND g.new_watermark > b.watermark
+               AND b.watermark = g.old_watermark AND b.foreign_rows = g.foreign_rows AS granted,
+           g.release AND b.foreign_rows = g.foreign_rows AS settled
     FROM given g
     JOIN batches b ON b.id = g.id AND b.owner = g.owner
     JOIN mailings m ON m.id = b.mailing_id
     ORDER BY b.id FOR UPDATE OF b
 ), result AS MATERIALIZED (
-    SELECT * FROM unnest($8::text::bigint[], $9::text::bigint[], $10::text::outcome[], $11::text::standing[],
+    SELECT * FROM unnest($8::text::bigint[], $9::text::bigint[], $10::text::outcome[], $11::text::message_state[],
                          $12::text::timestamptz[], $13::text::int[], $14::text::bigint[], $15::text::int[],
                          $16::text::smallint[], $17::text[], $18::text[], $19::text::timestamptz[])
-        AS r (batch_id, message_id, outcome, standing, started_at, duration_ms, phone, text_version, status_code,
+        AS r (batch_id, message_id, outcome, state, started_at, duration_ms, phone, text_version, status_code,
               reason, detail, due_at)
 ), written AS (
     INSERT INTO attempts (message_id, mailing_id, started_at, phone, duration_ms, replica, text_version, outcome,
-                          standing, seq, status_code, reason, detail)
+                          state, seq, status_code, reason, detail)
     SELECT r.message_id, f.mailing_id, r.started_at, r.phone, r.duration_ms, $20, r.text_version, r.outcome,
-           r.standing, f.seq, r.status_code, r.reason, r.detail
+           r.state, f.seq, r.status_code, r.reason, r.detail
     FROM result r JOIN fence f ON f.id = r.batch_id
     -- not ON CONFLICT: that writes a speculative token to the WAL for every row (212 against 164 bytes)
     WHERE NOT EXISTS (SELECT FROM attempts a WHERE a.message_id = r.message_id AND a.seq = f.seq)
     RETURNING message_id, seq
 ), entry AS MATERIALIZED (
-    SELECT f.id AS batch_id, f.mailing_id, f.seq, f.standing AS before, r.standing, r.message_id, r.due_at, r.reason
+    SELECT f.id AS batch_id, f.mailing_id, f.seq, f.state AS before, r.state, r.message_id, r.due_at, r.reason
     -- by the number too: a late row may have moved the message on into a second batch of ours
     FROM written w JOIN result r USING (message_id) JOIN fence f ON f.id = r.batch_id AND f.seq = w.seq
 ), tally AS (
     SELECT batch_id, count(*)::int AS n FROM entry GROUP BY batch_id
 ), after AS MATERIALIZED (
     SELECT f.id, f.granted, coalesce(t.n, 0) AS written,
-           CASE WHEN f.granted THEN f.new_mark ELSE f.mark END AS mark,
+           CASE WHEN f.granted THEN f.new_watermark ELSE f.watermark END AS watermark,
            f.done + coalesce(t.n, 0) + CASE WHEN f.granted OR f.settled THEN f.skipped ELSE 0 END AS done,
-           CASE WHEN f.release THEN f.mark ELSE f.size END AS size
+           CASE WHEN f.release THEN f.watermark ELSE f.size END AS size
     FROM fence f LEFT JOIN tally t ON t.batch_id = f.id
 ), counted AS (
-    INSERT INTO counters (mailing_id, slot, standing, n, first_at, last_at)
-    SELECT mailing_id, $20 % 8, standing, sum(n), now(), now()
-    FROM (SELECT mailing_id, standing, 1 AS n FROM entry UNION ALL SELECT mailing_id, before, -1 FROM entry) d
-    WHERE standing <> 'waiting'
-    GROUP BY mailing_id, standing HAVING sum(n) <> 0
-    ORDER BY mailing_id, standing
-    ON CONFLICT (mailing_id, slot, standing) DO UPDATE
+    INSERT INTO counters (mailing_id, slot, state, n, first_at, last_at)
+    SELECT mailing_id, $20 % 8, state, sum(n), now(), now()
+    FROM (SELECT mailing_id, state, 1 AS n FROM entry UNION ALL SELECT mailing_id, before, -1 FROM entry) d
+    WHERE state <> 'waiting'
+    GROUP BY mailing_id, state HAVING sum(n) <> 0
+    ORDER BY mailing_id, state
+    ON CONFLICT (mailing_id, slot, state) DO UPDATE
     SET n = counters.n + excluded.n, last_at = excluded.last_at
 ), failed AS (
     INSERT INTO failures (mailing_id, slot, reason, n)
-    SELECT mailing_id, $20 % 8, coalesce(reason, 'unknown'), count(*) FROM entry WHERE standing = 'failed'
+    SELECT mailing_id, $20 % 8, coalesce(reason, 'unknown'), count(*) FROM entry WHERE state = 'failed'
     GROUP BY 1, 3 ORDER BY 1, 3
     ON CONFLICT (mailing_id, slot, reason) DO UPDATE SET n = failures.n + excluded.n
 ), plotted AS (
     INSERT INTO series (mailing_id, slot, at, sent, failed)
-    SELECT mailing_id, $20 % 8, date_bin('10 seconds', now(), 'epoch'), count(*) FILTER (WHERE standing = 'sent'),
-           count(*) FILTER (WHERE standing = 'failed')
-    FROM entry WHERE standing IN ('sent', 'failed') GROUP BY mailing_id ORDER BY mailing_id
+    SELECT mailing_id, $20 % 8, date_bin('10 seconds', now(), 'epoch'), count(*) FILTER (WHERE state = 'sent'),
+           count(*) FILTER (WHERE state = 'failed')
+    FROM entry WHERE state IN ('sent', 'failed') GROUP BY mailing_id ORDER BY mailing_id
     ON CONFLICT (mailing_id, at, slot) DO UPDATE
     SET sent = series.sent + excluded.sent, failed = series.failed + excluded.failed
 ), again AS (
-    INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing, ids)
-    SELECT mailing_id, due_at, min(message_id), max(message_id), count(*), seq + 1, standing,
+    INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state, ids)
+    SELECT mailing_id, due_at, min(message_id), max(message_id), count(*), seq + 1, state,
            array_agg(message_id ORDER BY message_id)
-    FROM entry WHERE due_at IS NOT NULL GROUP BY mailing_id, due_at, seq, standing
+    FROM entry WHERE due_at IS NOT NULL GROUP BY mailing_id, due_at, seq, state
 ), tail AS (
-    INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing, ids)
-    SELECT mailing_id, due_at, coalesce(ids[mark + 1], first_id + mark), last_id, size - mark, seq, standing,
-           ids[mark + 1:]
-    FROM fence WHERE release AND mark < size
+    INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state, ids)
+    SELECT mailing_id, due_at, coalesce(ids[watermark + 1], first_id + watermark), last_id, size - watermark, seq,
+           state, ids[watermark + 1:]
+    FROM fence WHERE release AND watermark < size
 ), moved AS (
     UPDATE batches b
-    SET mark = a.mark, done = a.done, size = a.size,
+    SET watermark = a.watermark, done = a.done, size = a.size,
         -- an untouched list keeps its place outside the row
         ids = CASE WHEN a.size < b.size THEN b.ids[:a.size] ELSE b.ids END,
         last_id = coalesce(b.ids[a.size], b.first_id + a.size - 1)
     FROM after a
-    WHERE b.id = a.id AND a.done < a.size AND (b.mark, b.done, b.size) IS DISTINCT FROM (a.mark, a.done, a.size)
+    WHERE b.id = a.id AND a.done < a.size
+      AND (b.watermark, b.done, b.size) IS DISTINCT FROM (a.watermark, a.done, a.size)
 ), finished AS (
     DELETE FROM batches b USING after a WHERE b.id = a.id AND a.done = a.size
 )
-SELECT g.id, f.id IS NOT NULL, a.mark, f.late, a.done = a.size, a.written, f.status, f.version, f.ends_at,
+SELECT g.id, f.id IS NOT NULL, a.watermark, f.foreign_rows, a.done = a.size, a.written, f.status, f.version, f.ends_at,
        clock_timestamp()
 FROM given g LEFT JOIN fence f ON f.id = g.id LEFT JOIN after a ON a.id = g.id
 """
 
 
-async def record(db: Db, replica: int, reports: Sequence[Report], results: Sequence[Result]) -> list[Recorded]:
-    """Results and marks of owned batches, in one statement: every further one would wait a turn of a busy loop.
+async def record(db: Db, replica: int, reports: Sequence[BatchReport], results: Sequence[Result]) -> list[Recorded]:
+    """Results and watermarks of owned batches, in one statement: every further one would wait a turn of a busy loop.
 
-    Under the fence of ``owner``: ledger rows, counter deltas from rows really inserted, retry batches, mark and done,
-    released tails, and finished batches deleted. A row that is there already is left alone and not counted. Raises
-    asyncpg.UniqueViolationError when another's row came in between (nothing is written then).
+    Under the fence of ``owner``: ledger rows, counter deltas from rows really inserted, retry batches, watermark and
+    done, released tails, and finished batches deleted. A row that is there already is left alone and not counted.
+    Raises asyncpg.UniqueViolationError when another's row came in between (nothing is written then).
     """
     said = [list(column) for column in zip(*reports, strict=True)]
     columns = zip(*results, strict=True) if results else [()] * len(Result._fields)
@@ -432,7 +434,7 @@ class Owned(NamedTuple):
     id: int
     owner: int
     replica: int
-    mark: int
+    watermark: int
     done: int
     size: int
     over: bool
@@ -442,24 +444,24 @@ async def owned(db: Db) -> list[Owned]:
     """Every owned batch: a few for each replica."""
     rows = await db.fetch(
         """
-        SELECT b.id, b.owner, b.replica, b.mark, b.done, b.size, m.over_at IS NOT NULL AS over
+        SELECT b.id, b.owner, b.replica, b.watermark, b.done, b.size, m.over_at IS NOT NULL AS over
         FROM batches b JOIN mailings m ON m.id = b.mailing_id WHERE b.owner IS NOT NULL
         """
     )
     return [Owned(*row) for row in rows]
 
 
-async def adopt(db: Db, replica: int, batches: Sequence[Owned]) -> list[Claimed]:
+async def reclaim(db: Db, replica: int, batches: Sequence[Owned]) -> list[Claimed]:
     """Owned by the dead or the stuck → owned by ``replica``: those that still are as they were seen, without progress.
 
-    The new claim number shuts the old owner out. Two that adopt at once share.
+    The new claim number shuts the old owner out. Two that reclaim at once share.
     """
     rows = await db.fetch(
         """
         WITH left_behind AS MATERIALIZED (
             SELECT b.id FROM batches b
-            JOIN unnest($2::bigint[], $3::bigint[], $4::int[], $5::int[]) seen (id, owner, mark, done)
-                USING (id, owner, mark, done)
+            JOIN unnest($2::bigint[], $3::bigint[], $4::int[], $5::int[]) seen (id, owner, watermark, done)
+                USING (id, owner, watermark, done)
             ORDER BY b.id FOR UPDATE OF b SKIP LOCKED
         )
         UPDATE batches SET owner = (SELECT nextval('claims')), replica = $1
@@ -469,7 +471,7 @@ async def adopt(db: Db, replica: int, batches: Sequence[Owned]) -> list[Claimed]
         replica,
         [batch.id for batch in batches],
         [batch.owner for batch in batches],
-        [batch.mark for batch in batches],
+        [batch.watermark for batch in batches],
         [batch.done for batch in batches],
     )
     return [_claimed(row) for row in rows]

@@ -53,7 +53,7 @@ async def register(db: Db, name: str) -> int:
 async def beat(db: Db, replica: int, name: str, *, session: bool) -> dict[int, int]:
     """Raise the own counter (a row that was taken away comes back) and read everybody's: replica → counter.
 
-    ``session`` says whether the lock is held (see delivery/session.py).
+    ``session`` says whether the lock is held (see cluster/control.py).
     """
     rows = await db.fetch(
         """

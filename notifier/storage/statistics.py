@@ -14,7 +14,7 @@ from enum import StrEnum
 import asyncpg
 
 from notifier.errors import NotFound
-from notifier.models import INT64_MAX, MailingStatus, Standing, Status, status_of
+from notifier.models import INT64_MAX, MailingStatus, MessageState, Status, status_of
 from notifier.storage.database import Db
 
 SERIES_POINTS = 1_000
@@ -93,14 +93,14 @@ def _messages(
     sending: Iterable[tuple[str, int]],
 ) -> dict[Status, int]:
     """Every status and its number. ``sending`` is taken off the counters that the owned batches name."""
-    standings = Counter({Standing(name): n for name, n in counters})
-    standings[Standing.WAITING] = audience - standings.total()
+    states = Counter({MessageState(name): n for name, n in counters})
+    states[MessageState.WAITING] = audience - states.total()
     messages = dict.fromkeys(Status, 0)
     for name, n in sending:
-        standings[Standing(name)] -= n
+        states[MessageState(name)] -= n
         messages[Status.SENDING] += n
-    for standing, n in standings.items():
-        messages[status_of(standing, mailing)] += n
+    for state, n in states.items():
+        messages[status_of(state, mailing)] += n
     return messages
 
 
@@ -114,8 +114,8 @@ async def of_mailing(db: Db, mailing_id: int, step: Step = Step.MINUTE) -> Stati
         """
         SELECT m.audience, m.planned, m.status, now() AS now, c.counters, c.first_sent_at, c.last_sent_at,
                ARRAY(
-                   SELECT row(standing::text, sum(mark - done)::bigint) FROM batches
-                   WHERE mailing_id = m.id AND owner IS NOT NULL GROUP BY standing
+                   SELECT row(state::text, sum(watermark - done)::bigint) FROM batches
+                   WHERE mailing_id = m.id AND owner IS NOT NULL GROUP BY state
                ) AS sending,
                ARRAY(
                    SELECT row(reason, sum(n)::bigint) FROM failures
@@ -148,13 +148,13 @@ async def of_mailing(db: Db, mailing_id: int, step: Step = Step.MINUTE) -> Stati
                ) AS series
         FROM mailings m
         CROSS JOIN LATERAL (
-            SELECT coalesce(array_agg(row(standing::text, n)), '{}') AS counters,
-                   min(first_at) FILTER (WHERE standing = 'sent' AND n > 0) AS first_sent_at,
-                   max(last_at) FILTER (WHERE standing = 'sent' AND n > 0) AS last_sent_at
+            SELECT coalesce(array_agg(row(state::text, n)), '{}') AS counters,
+                   min(first_at) FILTER (WHERE state = 'sent' AND n > 0) AS first_sent_at,
+                   max(last_at) FILTER (WHERE state = 'sent' AND n > 0) AS last_sent_at
             FROM (
-                SELECT standing, sum(n)::bigint AS n, min(first_at) AS first_at, max(last_at) AS last_at
-                FROM counters WHERE mailing_id = m.id GROUP BY standing
-            ) per_standing
+                SELECT state, sum(n)::bigint AS n, min(first_at) AS first_at, max(last_at) AS last_at
+                FROM counters WHERE mailing_id = m.id GROUP BY state
+            ) per_state
         ) c
         WHERE m.id = $1 AND m.deleted_at IS NULL
         """,
@@ -203,14 +203,14 @@ async def totals(db: Db) -> Totals:
         )
         SELECT g.status, g.audience,
                ARRAY(
-                   SELECT row(c.standing::text, sum(c.n)::bigint)
+                   SELECT row(c.state::text, sum(c.n)::bigint)
                    FROM counters c JOIN mailing m ON m.id = c.mailing_id
-                   WHERE m.status = g.status GROUP BY c.standing
+                   WHERE m.status = g.status GROUP BY c.state
                ) AS counters,
                ARRAY(
-                   SELECT row(b.standing::text, sum(b.mark - b.done)::bigint)
+                   SELECT row(b.state::text, sum(b.watermark - b.done)::bigint)
                    FROM batches b JOIN mailing m ON m.id = b.mailing_id
-                   WHERE b.owner IS NOT NULL AND m.status = g.status GROUP BY b.standing
+                   WHERE b.owner IS NOT NULL AND m.status = g.status GROUP BY b.state
                ) AS sending
         FROM (SELECT status, sum(audience)::bigint AS audience FROM mailing GROUP BY status) g
         """
@@ -235,12 +235,12 @@ async def of_mailings(
         f"""
         SELECT m.id, m.name, m.status, m.audience,
                ARRAY(
-                   SELECT row(standing::text, sum(n)::bigint) FROM counters
-                   WHERE mailing_id = m.id GROUP BY standing
+                   SELECT row(state::text, sum(n)::bigint) FROM counters
+                   WHERE mailing_id = m.id GROUP BY state
                ) AS counters,
                ARRAY(
-                   SELECT row(standing::text, sum(mark - done)::bigint) FROM batches
-                   WHERE mailing_id = m.id AND owner IS NOT NULL GROUP BY standing
+                   SELECT row(state::text, sum(watermark - done)::bigint) FROM batches
+                   WHERE mailing_id = m.id AND owner IS NOT NULL GROUP BY state
                ) AS sending
         FROM mailings m
         WHERE m.deleted_at IS NULL AND {narrow}

@@ -51,7 +51,7 @@ LARGE = 64 * 1024
 PATH_SHOWN, PART_MAX = 200, 1024
 """Characters of a path that are logged, and that one part of it may have: no name here is longer."""
 RETRY_AFTER = 2
-"""Seconds after which a client may try again while the database is away."""
+"""Seconds after which a client may try again while the database is unavailable."""
 INT32_MAX = 2**31 - 1
 
 PUBLIC = ""
@@ -419,7 +419,7 @@ class Base(tornado.web.RequestHandler):
         problem = problem_of(value)
         if problem["status"] == 503:
             log.warning(
-                "too busy" if isinstance(value, Busy) else "database away",
+                "too busy" if isinstance(value, Busy) else "database unavailable",
                 error=repr(value),
                 request_id=self.request_id,
             )

@@ -38,14 +38,16 @@ class Exposition:
         self._made = -FRESH
 
     async def text(self) -> bytes:
-        """Return the text, at most `FRESH` seconds old; while the database is away without the installation's."""
+        """Return the text, at most `FRESH` seconds old; while the database is unavailable without its figures."""
         async with self._lock:
             if time.monotonic() - self._made >= FRESH:
                 try:
                     async with asyncio.timeout(PATIENCE):
                         self._show(await cluster.figures(self._db), is_held=await self._hold.reason() is not None)
                 except AWAY as error:
-                    log.warning("the database is away: no metrics of it", error=str(error) or type(error).__name__)
+                    log.warning(
+                        "the database is unavailable: no metrics of it", error=str(error) or type(error).__name__
+                    )
                     telemetry.forget_cluster()
                 self._text, self._made = telemetry.exposition(), time.monotonic()
             return self._text

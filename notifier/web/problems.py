@@ -79,7 +79,7 @@ STATUS_OF: dict[type[BaseException], tuple[int, str, str]] = {
     Encoded: (415, "encoded", "The body is encoded"),
     errors.Invalid: (422, "invalid", "The input is not acceptable"),
     TooMany: (429, "too-many-failures", "Too many wrong tokens"),
-    errors.Unavailable: (503, "unavailable", "The database is away"),
+    errors.Unavailable: (503, "unavailable", "The database is unavailable"),
     Busy: (503, "busy", "Too much has come at once"),
 }
 

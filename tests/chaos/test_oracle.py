@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from chaos.oracle import SHOWN, Attempt, Facts, Mailing, Message, Rule, Run, Stop, Version, check, gather, summary
-from notifier.models import MailingStatus, Outcome, Reason, Standing, Status, Window, status_of
+from notifier.models import MailingStatus, MessageState, Outcome, Reason, Status, Window, status_of
 from notifier.simulator import Entry
 from notifier.storage import mailings
 from tests.delivery import conftest
@@ -28,15 +28,15 @@ MAILING = 7
 PHONE = 79_000_000_000
 ZONE = ZoneInfo("UTC")
 
-Row = tuple[Outcome, Standing]
-ACCEPTED = (Outcome.ACCEPTED, Standing.SENT)
-REJECTED = (Outcome.REJECTED, Standing.FAILED)
-UNKNOWN = (Outcome.UNKNOWN, Standing.DOUBTFUL)
-HELD = (Outcome.UNKNOWN, Standing.UNKNOWN)
-INTERRUPTED = (Outcome.INTERRUPTED, Standing.DOUBTFUL)
-NOT_STARTED = (Outcome.NOT_STARTED, Standing.WAITING)
-SAID_TO_BE_SENT = (Outcome.RESOLVED, Standing.SENT)
-SENT_AGAIN = (Outcome.RESOLVED, Standing.DOUBTFUL)
+Row = tuple[Outcome, MessageState]
+ACCEPTED = (Outcome.ACCEPTED, MessageState.SENT)
+REJECTED = (Outcome.REJECTED, MessageState.FAILED)
+UNKNOWN = (Outcome.UNKNOWN, MessageState.DOUBTFUL)
+HELD = (Outcome.UNKNOWN, MessageState.UNKNOWN)
+INTERRUPTED = (Outcome.INTERRUPTED, MessageState.DOUBTFUL)
+NOT_STARTED = (Outcome.NOT_STARTED, MessageState.WAITING)
+SAID_TO_BE_SENT = (Outcome.RESOLVED, MessageState.SENT)
+SENT_AGAIN = (Outcome.RESOLVED, MessageState.DOUBTFUL)
 
 
 class Scene:
@@ -64,10 +64,10 @@ class Scene:
     def message(self, message_id: int, *rows: Row, at: datetime = NOON, zone: ZoneInfo = ZONE, **last: Any) -> Scene:
         """A message to client and phone of its number; ``last`` changes its last row."""
         phone = PHONE + message_id
-        attempts = [Attempt(outcome, standing, at, phone=phone, text_version=1) for outcome, standing in rows]
+        attempts = [Attempt(outcome, state, at, phone=phone, text_version=1) for outcome, state in rows]
         if last:
             attempts[-1] = attempts[-1]._replace(**last)
-        status = status_of(rows[-1][1] if rows else Standing.WAITING, self.mailing.status)
+        status = status_of(rows[-1][1] if rows else MessageState.WAITING, self.mailing.status)
         self.messages[message_id] = Message(MAILING, message_id, PHONE + message_id, zone, status, tuple(attempts))
         return self
 
@@ -129,7 +129,7 @@ def test_what_was_accepted_is_sent_or_in_doubt() -> None:
     assert Scene().message(1, HELD).asked(1).broken() == []
     assert Scene().message(1, INTERRUPTED, REJECTED).asked(1).broken() == []
     assert Scene().message(1, REJECTED).asked(1).broken() == [(Rule.LOST, 1)]
-    refused = (Outcome.ACCEPTED, Standing.UNKNOWN)
+    refused = (Outcome.ACCEPTED, MessageState.UNKNOWN)
     assert Scene().message(1, refused, reason=Reason.UNRECORDABLE).asked(1).broken() == []
     assert Scene().message(1, refused).asked(1).broken() == [(Rule.LOST, 1)]
 
@@ -396,10 +396,10 @@ def test_a_kill_leaves_a_bounded_number_in_doubt() -> None:
 
 
 def test_the_books_are_those_of_the_audit_and_of_the_statistics() -> None:
-    assert Scene(Run(alive={1}, audit=["gaps", "counters"])).sent(1).broken() == [(Rule.BOOKS, 1)] * 2
-    assert Scene(shown={Status.SENT: 1, Status.FAILED: 1}).sent(1).broken() == [(Rule.BOOKS, 1)]
+    assert Scene(Run(alive={1}, audit=["gaps", "counters"])).sent(1).broken() == [(Rule.OWN_ENTRIES, 1)] * 2
+    assert Scene(shown={Status.SENT: 1, Status.FAILED: 1}).sent(1).broken() == [(Rule.OWN_ENTRIES, 1)]
     assert Scene(shown={}, deleted=True, audience=5).sent(1).broken() == []
-    assert Scene().sent(1).broken(orphans=[5, 6]) == [(Rule.BOOKS, 2)]
+    assert Scene().sent(1).broken(orphans=[5, 6]) == [(Rule.OWN_ENTRIES, 2)]
 
 
 def test_the_dead_own_nothing() -> None:

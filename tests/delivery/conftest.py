@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -13,13 +14,16 @@ import pytest
 from tornado.ioloop import IOLoop
 
 from chaos.stage import PATIENCE
+from notifier.cluster.loops import Signal
 from notifier.delivery import backoff
+from notifier.delivery.engine import Engine
 from notifier.delivery.gateway import Gateway
+from notifier.delivery.planner import Planner
 from notifier.delivery.scheduler import Scheduler
 from notifier.models import Filter, Mailing, Message, OnUnknown, Status
 from notifier.simulator import Simulator
-from notifier.storage import audit, mailings, messages, statistics
-from notifier.storage.database import Pool
+from notifier.storage import audience, audit, mailings, messages, replicas, statistics
+from notifier.storage.database import Pool, create_pool
 from notifier.storage.installation import Hold
 from tests.conftest import poll_until
 
@@ -38,14 +42,29 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backoff, "CAP", 0.2)
 
 
-class World:
-    """A database with clients, a gateway, and the replicas of a test."""
+REPLICA: ContextVar[int | None] = ContextVar("REPLICA", default=None)
 
-    def __init__(self, db: Pool, simulator: Simulator) -> None:
+
+class World:
+    """A database with clients, a gateway, and the replicas of a test. Each replica has connections of its own."""
+
+    def __init__(self, db: Pool, dsn: str, simulator: Simulator) -> None:
         self.db = db
         self.simulator = simulator
         self.schedulers: list[Scheduler] = []
         self.gateways: list[Gateway] = []
+        self._dsn = dsn
+        self._pools: dict[Scheduler, Pool] = {}
+        self._tasks: defaultdict[int | None, set[asyncio.Task[Any]]] = defaultdict(set)
+        asyncio.get_running_loop().set_task_factory(self._task)
+
+    def _task(self, loop: asyncio.AbstractEventLoop, coro: Any, **given: Any) -> asyncio.Task[Any]:
+        """Make a task, and note whose it is: tasks inherit the context of whoever makes them."""
+        task = asyncio.Task(coro, loop=loop, **given)
+        mine = self._tasks[REPLICA.get()]
+        mine.add(task)
+        task.add_done_callback(mine.discard)
+        return task
 
     async def clients(self, count: int, *, timezone: str | None = None, first: int = 1) -> None:
         await self.db.execute(
@@ -85,27 +104,65 @@ class World:
         }
         options |= given
         gateway = Gateway("default", options.pop("url", self.simulator.url), "token", timeout=options["timeout"])
-        scheduler = Scheduler(self.db, name="test", gateway=gateway, default_zone=ZoneInfo("UTC"), **options)
+        pool = await create_pool(self._dsn, size=10, application_name="test")
+        scheduler = Scheduler(pool, name="test", gateway=gateway, default_zone=ZoneInfo("UTC"), **options)
         self.gateways.append(gateway)
         self.schedulers.append(scheduler)
-        await scheduler.start()
+        self._pools[scheduler] = pool
+        context = copy_context()
+        context.run(REPLICA.set, id(scheduler))
+        await asyncio.get_running_loop().create_task(scheduler.start(), context=context)
         return scheduler
+
+    async def engine(self, db: Any = None, **given: Any) -> Engine:
+        """Return the engine of one more replica; its loops do not run: the test polls its parts."""
+        options: dict[str, Any] = {"concurrency": 50, "rate": 0.0, "timeout": 1.0, "policy": OnUnknown.RETRY}
+        options |= given
+        gateway = Gateway("default", self.simulator.url, "token", timeout=options["timeout"])
+        self.gateways.append(gateway)
+        replica = await replicas.register(self.db, "test")
+        return Engine(db or self.db, replica, gateway, default_zone=ZoneInfo("UTC"), finished=Signal(), **options)
+
+    async def planned(self) -> None:
+        """Begin and plan all mailings that are due."""
+        await audience.begin_due(self.db)
+        planner = Planner(self.db, default_zone=ZoneInfo("UTC"), on_batches=lambda: None)
+        while await audience.unplanned(self.db):
+            await planner.poll()
+
+    async def loaded(self, count: int, **given: Any) -> Engine:
+        """Return an engine that has claimed and loaded so many messages of one mailing."""
+        await self.clients(count)
+        await self.mailing()
+        await self.planned()
+        engine = await self.engine(**given)
+        await engine.limits.poll()
+        await engine.feeder.poll()
+        assert [batch.staged for batch in engine.held] == [count]
+        return engine
+
+    async def marked(self, count: int, **given: Any) -> Engine:
+        """Return an engine that may start so many messages of one mailing, and has started none."""
+        engine = await self.loaded(count, **given)
+        await engine.recorder.poll()
+        assert len(engine.line) == count
+        return engine
+
+    async def stop(self, scheduler: Scheduler, grace: float = 0.5) -> None:
+        """Stop a scheduler as its process would."""
+        await scheduler.stop(grace)
+        await self._pools.pop(scheduler).close()
+        self.schedulers.remove(scheduler)
 
     async def kill(self, scheduler: Scheduler) -> None:
         """End a scheduler as kill -9 would: nothing is given back, nothing recorded.
 
         Loops and requests are cut off in the same turn of the loop, so what is under way stays without a result.
         """
-        assert scheduler.sender is not None
-        requests = list(scheduler.sender._tasks)
-        for loop in scheduler._loops.values():
-            loop._stopping = True
-        loops = [loop.task for loop in scheduler._loops.values() if loop.task is not None]
-        for task in (*loops, *requests):
+        self._pools.pop(scheduler).terminate()
+        for task in self._tasks[id(scheduler)]:
             task.cancel()
-        await asyncio.gather(*loops, *requests, return_exceptions=True)
-        assert scheduler._session is not None
-        await scheduler._session.close()
+        await scheduler.stop(0)  # ends the loops, which start again by themselves; the database hears nothing of it
         self.schedulers.remove(scheduler)
 
     async def counts(self, mailing: Mailing) -> dict[str, int]:
@@ -176,14 +233,18 @@ class World:
 
 
 @pytest.fixture
-def world(db: Pool, simulator: Simulator, io_loop: IOLoop) -> Iterator[World]:
+def world(db: Pool, dsn: str, simulator: Simulator, io_loop: IOLoop) -> Iterator[World]:
     """Clients, a gateway and no replica yet; those that a test starts are stopped after it."""
-    world = World(db, simulator)
+
+    async def made() -> World:
+        return World(db, dsn, simulator)
+
+    world = io_loop.run_sync(made)
     yield world
 
     async def stop() -> None:
-        for scheduler in world.schedulers:
-            await scheduler.stop(0.5)
+        for scheduler in list(world.schedulers):
+            await world.stop(scheduler)
         for gateway in world.gateways:
             await gateway.close()
 

@@ -8,41 +8,41 @@ import pytest
 
 from notifier.delivery import backoff
 from notifier.delivery.backoff import History, after
-from notifier.models import OnUnknown, Outcome, Reason, Standing
+from notifier.models import MessageState, OnUnknown, Outcome, Reason
 
 RETRY, HOLD = OnUnknown.RETRY, OnUnknown.HOLD
 NEW = History()
 
 CASES = [
-    # outcome, history, policy, standing
-    (Outcome.ACCEPTED, NEW, RETRY, Standing.SENT),
-    (Outcome.REJECTED, NEW, RETRY, Standing.FAILED),
-    (Outcome.DECLINED, NEW, RETRY, Standing.RETRYING),
-    (Outcome.DECLINED, History(counted=4, declined=4), RETRY, Standing.FAILED),
-    (Outcome.DECLINED, History(counted=1, in_doubt=1), RETRY, Standing.DOUBTFUL),
-    (Outcome.THROTTLED, History(counted=49), RETRY, Standing.RETRYING),
-    (Outcome.UNAVAILABLE, NEW, RETRY, Standing.RETRYING),
-    (Outcome.UNAVAILABLE, History(counted=49), RETRY, Standing.FAILED),
-    (Outcome.UNAVAILABLE, History(counted=49, in_doubt=1), RETRY, Standing.UNKNOWN),
-    (Outcome.MISCONFIGURED, History(counted=49), RETRY, Standing.RETRYING),
-    (Outcome.UNKNOWN, NEW, RETRY, Standing.DOUBTFUL),
-    (Outcome.UNKNOWN, NEW, HOLD, Standing.UNKNOWN),
-    (Outcome.UNKNOWN, History(counted=2, in_doubt=2), RETRY, Standing.UNKNOWN),
-    (Outcome.INTERRUPTED, NEW, RETRY, Standing.DOUBTFUL),
-    (Outcome.INTERRUPTED, NEW, HOLD, Standing.UNKNOWN),
+    # outcome, history, policy, state
+    (Outcome.ACCEPTED, NEW, RETRY, MessageState.SENT),
+    (Outcome.REJECTED, NEW, RETRY, MessageState.FAILED),
+    (Outcome.DECLINED, NEW, RETRY, MessageState.RETRYING),
+    (Outcome.DECLINED, History(counted=4, declined=4), RETRY, MessageState.FAILED),
+    (Outcome.DECLINED, History(counted=1, in_doubt=1), RETRY, MessageState.DOUBTFUL),
+    (Outcome.THROTTLED, History(counted=49), RETRY, MessageState.RETRYING),
+    (Outcome.UNAVAILABLE, NEW, RETRY, MessageState.RETRYING),
+    (Outcome.UNAVAILABLE, History(counted=49), RETRY, MessageState.FAILED),
+    (Outcome.UNAVAILABLE, History(counted=49, in_doubt=1), RETRY, MessageState.UNKNOWN),
+    (Outcome.MISCONFIGURED, History(counted=49), RETRY, MessageState.RETRYING),
+    (Outcome.UNKNOWN, NEW, RETRY, MessageState.DOUBTFUL),
+    (Outcome.UNKNOWN, NEW, HOLD, MessageState.UNKNOWN),
+    (Outcome.UNKNOWN, History(counted=2, in_doubt=2), RETRY, MessageState.UNKNOWN),
+    (Outcome.INTERRUPTED, NEW, RETRY, MessageState.DOUBTFUL),
+    (Outcome.INTERRUPTED, NEW, HOLD, MessageState.UNKNOWN),
 ]
 
 
-@pytest.mark.parametrize(("outcome", "history", "policy", "standing"), CASES)
-def test_the_table(outcome: Outcome, history: History, policy: OnUnknown, standing: Standing) -> None:
+@pytest.mark.parametrize(("outcome", "history", "policy", "state"), CASES)
+def test_the_table(outcome: Outcome, history: History, policy: OnUnknown, state: MessageState) -> None:
     next_ = after(outcome, None, history, policy)
-    assert next_.standing is standing
-    assert (next_.wait is not None) == (standing in (Standing.RETRYING, Standing.DOUBTFUL))
+    assert next_.state is state
+    assert (next_.wait is not None) == (state in (MessageState.RETRYING, MessageState.DOUBTFUL))
 
 
 def test_an_outage_costs_no_attempt() -> None:
     next_ = after(Outcome.UNAVAILABLE, Reason.OUTAGE, History(counted=49), RETRY)
-    assert next_.standing is Standing.RETRYING
+    assert next_.state is MessageState.RETRYING
 
 
 def test_the_cap_gives_its_own_reason() -> None:

@@ -7,33 +7,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
+from time import monotonic
 from typing import Any, NamedTuple
 
 import pytest
 
-from notifier.delivery import backoff, limits, recorder, scheduler, sender, session
-from notifier.models import OnUnknown
+from notifier.cluster import control, detector
+from notifier.delivery import backoff, engine, feeder, held, limits, line, recorder, sender
+from notifier.models import MailingStatus, OnUnknown
 from notifier.storage import ledger, queue
+from notifier.storage.queue import Recorded
 from tests import conftest
-from tests.delivery import test_delivery, test_session, test_watch
+from tests.cluster import test_control, test_detector
+from tests.delivery import test_limits, test_outcomes, test_reclaim, test_starting
 from tests.delivery.conftest import World
 
 
-async def _started_when_loaded(self: sender.Sender, work: sender.Work, stride: Any) -> None:
-    await _stage(self, work, stride)
-    jobs, work.staged = work.staged, []
-    self.line_up(jobs)
-    self.confirmed = math.inf
-    self.pump()
+async def _marked_when_loaded(self: feeder.Feeder, batch: held.HeldBatch, loaded: Any) -> None:
+    await _stage(self, batch, loaded)
+    at = datetime.now(UTC)
+    granted = Recorded(batch.id, True, batch.loaded, 0, False, 0, MailingStatus.RUNNING, batch.mailing.version, at, at)
+    self._line.append(batch.heard(granted), monotonic())
+    self._line.renew(math.inf)
 
 
-def _whatever_the_books_say(*_: Any) -> sender.Verdict:
-    return sender.START
+def _whatever_was_checked(*_: Any) -> sender.StartDecision:
+    return sender.StartDecision.START
 
 
-def _no_pause_between_looks(self: scheduler.Watch, *given: Any) -> None:
+def _no_pause_between_observations(self: detector.FailureDetector, *given: Any) -> None:
     self._last = given[-1]
-    _look(self, *given)
+    _observe(self, *given)
 
 
 async def _forget_the_late(self: recorder.Recorder) -> None:
@@ -52,7 +57,7 @@ async def _let_go(*given: Any) -> Any:
     return [message._replace(let_go=True) for message in await _load(*given)]
 
 
-def _always_trusted(self: session.Session) -> bool:
+def _always_trusted(self: control.ControlConnection) -> bool:
     return self._locked
 
 
@@ -61,8 +66,8 @@ async def _two_ahead(conn: Any, head: Any, *rest: Any) -> None:
     await _write(conn, head, *rest)
 
 
-_stage, _look, _note, _write = sender.Sender._stage, scheduler.Watch.look, limits.Limits.note, ledger._write
-_after, _load = backoff.after, queue.load
+_stage, _observe, _note = feeder.Feeder._stage, detector.FailureDetector.observe, limits.Limits.note
+_after, _load, _write = backoff.after, queue.load, ledger._write
 
 
 class Hole(NamedTuple):
@@ -76,67 +81,70 @@ class Hole(NamedTuple):
 
 
 HOLES: dict[str, Hole] = {
-    "the mark is committed before the request": Hole(
-        sender.Sender, "_stage", _started_when_loaded, test_delivery.test_nothing_starts_before_its_mark_is_committed
+    "the watermark is committed before the request": Hole(
+        feeder.Feeder,
+        "_stage",
+        _marked_when_loaded,
+        test_starting.test_nothing_starts_before_its_watermark_is_committed,
     ),
     "the window is looked at again before the request": Hole(
         sender.Sender,
-        "_look_at",
-        _whatever_the_books_say,
-        test_delivery.test_a_last_look_before_each_start,
+        "_check",
+        _whatever_was_checked,
+        test_starting.test_a_last_look_before_each_start,
         {"closed": "window"},
     ),
     "the end is looked at again before the request": Hole(
         sender.Sender,
-        "_look_at",
-        _whatever_the_books_say,
-        test_delivery.test_a_last_look_before_each_start,
+        "_check",
+        _whatever_was_checked,
+        test_starting.test_a_last_look_before_each_start,
         {"closed": "end"},
     ),
-    "who was stopped starts nothing": Hole(sender, "FRESH", math.inf, test_delivery.test_a_stale_record_starts_nothing),
+    "who was stopped starts nothing": Hole(line, "FRESH", math.inf, test_starting.test_a_stale_record_starts_nothing),
     "what was started is finished before the rest is given back": Hole(
-        sender.Sender,
-        "idle",
+        engine.Engine,
+        "is_idle",
         lambda _: True,
-        test_delivery.test_stop_finishes_what_is_in_flight_and_gives_the_rest_back,
+        test_reclaim.test_stop_finishes_what_is_in_flight_and_gives_the_rest_back,
     ),
     "a result that comes late is appended": Hole(
-        recorder.Recorder, "_append_late", _forget_the_late, test_delivery.test_a_late_acceptance_cancels_the_retry
+        recorder.Recorder, "_append_late", _forget_the_late, test_reclaim.test_a_late_acceptance_cancels_the_retry
     ),
-    "the ledger is dense": Hole(ledger, "_write", _two_ahead, test_delivery.test_a_late_acceptance_cancels_the_retry),
+    "the ledger is dense": Hole(ledger, "_write", _two_ahead, test_reclaim.test_a_late_acceptance_cancels_the_retry),
     "in doubt, and hold: never again by itself": Hole(
         backoff,
         "after",
         _again_and_again,
-        test_delivery.test_hold_never_sends_again_by_itself_and_an_operator_decides,
+        test_outcomes.test_hold_never_sends_again_by_itself_and_an_operator_decides,
     ),
     "in doubt when hold begins: never again by itself": Hole(
-        queue, "load", _let_go, test_delivery.test_a_change_to_hold_holds_what_is_queued_in_doubt
+        queue, "load", _let_go, test_outcomes.test_a_change_to_hold_holds_what_is_queued_in_doubt
     ),
     "only the probe closes the breaker": Hole(
-        limits.Limits, "note", _whoever_answers, test_delivery.test_only_the_probes_answer_closes_an_open_breaker
+        limits.Limits, "note", _whoever_answers, test_limits.test_only_the_probes_answer_closes_an_open_breaker
     ),
-    "late use of a token is charged": Hole(limits, "SLOW", 0.0, test_delivery.test_at_a_low_rate_lateness_is_charged),
+    "late use of a token is charged": Hole(limits, "SLOW", 0.0, test_limits.test_at_a_low_rate_lateness_is_charged),
     "who was cut off judges nobody": Hole(
-        scheduler.Watch,
-        "look",
-        _no_pause_between_looks,
-        test_watch.test_who_was_cut_off_knows_nothing_and_watches_anew,
+        detector.FailureDetector,
+        "observe",
+        _no_pause_between_observations,
+        test_detector.test_who_was_cut_off_knows_nothing_and_watches_anew,
     ),
     "a free lock counts at the second look": Hole(
-        scheduler, "FREE_FOR", 0.0, test_watch.test_whose_lock_is_free_at_two_looks_is_dead
+        detector, "FREE_FOR", 0.0, test_detector.test_whose_lock_is_free_at_two_looks_is_dead
     ),
     "a lock counts only for who hears itself": Hole(
-        session.Session,
+        control.ControlConnection,
         "held",
         property(_always_trusted),
-        test_session.test_who_does_not_hear_itself_does_not_say_that_it_holds_a_lock,
+        test_control.test_who_does_not_hear_itself_does_not_say_that_it_holds_a_lock,
     ),
     "a young connection shows nothing": Hole(
-        session,
+        control,
         "TRUSTED_AFTER",
         0.0,
-        test_session.test_a_connection_that_is_cut_is_made_again_and_a_young_one_shows_nothing,
+        test_control.test_a_connection_that_is_cut_is_made_again_and_a_young_one_shows_nothing,
     ),
 }
 

@@ -12,7 +12,7 @@ from notifier.delivery.planner import STALE, Planner
 from notifier.models import Filter
 from notifier.storage import audience, mailings
 from notifier.storage.database import Pool
-from tests.storage.scenes import books, insert_clients
+from tests.storage.scenes import insert_clients, ledger_errors
 from tests.storage.test_audience import NINE_TO_FIVE, insert_begun
 from tests.storage.test_mailings import create
 
@@ -46,7 +46,7 @@ async def test_ids_that_a_slice_left_over_serve_the_next_one(db: Pool, planner: 
         pass
     ids = await ids_of(db, first) + await ids_of(db, second)
     assert ids == list(range(ids[0], ids[0] + 6))
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_a_slice_that_may_have_been_written_takes_its_ids_along(
@@ -71,7 +71,7 @@ async def test_a_slice_that_may_have_been_written_takes_its_ids_along(
     while await planner.poll() == 0.0:
         pass
     assert len({*await ids_of(db, second), *await ids_of(db, third)}) == 6
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_who_was_second_looks_again_in_a_moment(
@@ -84,7 +84,7 @@ async def test_who_was_second_looks_again_in_a_moment(
     before_the_next_slice(monkeypatch, other.poll)
     assert await planner.poll() == STALE
     assert len(await ids_of(db, mailing_id)) == len(clients)
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_what_was_chosen_ahead_of_a_slice_that_was_not_written_is_forgotten(
@@ -101,7 +101,7 @@ async def test_what_was_chosen_ahead_of_a_slice_that_was_not_written_is_forgotte
     while await planner.poll() == 0.0:
         pass
     assert len(await ids_of(db, mailing_id)) == len(clients)
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_mailings_take_turns_and_who_has_just_begun_is_first(
@@ -121,7 +121,7 @@ async def test_mailings_take_turns_and_who_has_just_begun_is_first(
     turns = [(row["mailing_id"], row["size"]) for row in rows]
     assert turns[:4] == [(one, 1), (high, 1), (low, 1), (two, 1)]
     assert turns[4:] == [(one, 2), (two, 2), (low, 2), (high, 2)]
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_a_mailing_that_finds_nobody_for_long_has_its_turns(
@@ -158,7 +158,7 @@ async def test_who_has_just_begun_looks_on_until_somebody_is_found(
     assert await db.fetchval("SELECT cursor FROM mailings WHERE id = $1", nobody) == last
     while await planner.poll() == 0.0:
         pass
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_a_mailing_that_both_begins_and_is_found_is_planned_once(db: Pool, planner: Planner) -> None:
@@ -174,4 +174,4 @@ async def test_a_mailing_that_both_begins_and_is_found_is_planned_once(db: Pool,
     planner.begin(begun)
     assert await planner.poll() == 1.0
     assert [len(await ids_of(db, mailing)) for mailing in (busy, late)] == [3, 3]
-    assert not await books(db)
+    assert not await ledger_errors(db)

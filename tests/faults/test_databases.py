@@ -7,7 +7,7 @@ from chaos.verdict import Figures
 from tests.faults.conftest import skipped_where_lacking
 
 # Behind a pooler in transaction mode the heartbeat alone tells who is dead.
-SOON = {"delivery.scheduler.BEAT": 0.3, "delivery.scheduler.DEAD_AFTER": 3.0}
+SOON = {"delivery.scheduler.BEAT": 0.3, "cluster.detector.DEAD_AFTER": 3.0}
 
 
 def unbroken(figures: Figures) -> None:

@@ -19,7 +19,7 @@ def test_pause_and_cancel_hold_at_once_and_write_one_row() -> None:
 
 
 def test_who_is_erased_while_queued_is_not_texted_and_leaves_no_phone() -> None:
-    soon = {"delivery.scheduler.SETTLED_AFTER": 5.0, "delivery.scheduler.PURGE_EVERY": 0.5}
+    soon = {"cluster.detector.SETTLED_AFTER": 5.0, "delivery.chores.PURGE_EVERY": 0.5}
     figures = people.erased(messages=100, each=3, constants=soon)
     assert figures.breaches == []
     assert figures.sent == 94

@@ -9,8 +9,8 @@ from chaos import replicas
 # Small batches, so that each of the replicas has some.
 SMALL = {"storage.queue.BATCH_SIZE": 50, "storage.audience.BATCH_SIZE": 50}
 # Whoever is gone is known by the lock at once, or by a heartbeat that is missed soon.
-LOCK = {"delivery.session.TRUSTED_AFTER": 0.5}
-HEARTBEAT = {"delivery.scheduler.BEAT": 0.3, "delivery.scheduler.DEAD_AFTER": 3.0}
+LOCK = {"cluster.control.TRUSTED_AFTER": 0.5}
+HEARTBEAT = {"delivery.scheduler.BEAT": 0.3, "cluster.detector.DEAD_AFTER": 3.0}
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from notifier.models import OPEN_STANDINGS, MailingStatus, Outcome, Reason, Standing, Status, Window, status_of
+from notifier.models import OPEN_STATES, MailingStatus, MessageState, Outcome, Reason, Status, Window, status_of
 from notifier.storage import audience, queue, statistics
 from notifier.storage.audience import Slice, Unplanned
 from notifier.storage.database import Connection, Db, Pool
-from notifier.storage.queue import Claimed, Recorded, Report, Result
+from notifier.storage.queue import BatchReport, Claimed, Recorded, Result
 from tests.conftest import poll_until
 
 T = TypeVar("T")
@@ -103,18 +103,18 @@ async def insert_batch(
     ids: Sequence[int],
     *,
     seq: int = 1,
-    standing: str = "waiting",
+    state: str = "waiting",
     due_in: float = -1,
     replica: int | None = None,
-    mark: int = 0,
+    watermark: int = 0,
     done: int = 0,
 ) -> int:
     """Insert a batch: a range when ``ids`` is one, else a list; owned when there is a ``replica``."""
     batch_id: int = await db.fetchval(
         """
-        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing, owner, replica, mark, done,
+        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state, owner, replica, watermark, done,
                              ids)
-        VALUES ($1, now() + $2 * interval '1 second', $3, $4, $5, $6, $7::text::standing,
+        VALUES ($1, now() + $2 * interval '1 second', $3, $4, $5, $6, $7::text::message_state,
                 CASE WHEN $8::int IS NOT NULL THEN nextval('claims') END, $8, $9, $10,
                 $11)
         RETURNING id
@@ -125,9 +125,9 @@ async def insert_batch(
         ids[-1],
         len(ids),
         seq,
-        standing,
+        state,
         replica,
-        mark,
+        watermark,
         done,
         None if isinstance(ids, range) else list(ids),
     )
@@ -135,33 +135,33 @@ async def insert_batch(
 
 
 async def insert_ledger(db: Db, mailing_id: int, message_id: int, *rows: tuple[str, str, str | None]) -> None:
-    """Write the ledger of a message, (outcome, standing, reason) each, and the books that belong to it."""
+    """Write the ledger of a message, (outcome, state, reason) each, and the books that belong to it."""
     before, failed_by = "waiting", None
-    for seq, (outcome, standing, reason) in enumerate(rows, 1):
+    for seq, (outcome, state, reason) in enumerate(rows, 1):
         await db.execute(
             """
-            INSERT INTO attempts (message_id, mailing_id, started_at, outcome, standing, seq, reason)
-            VALUES ($1, $2, now(), $3::text::outcome, $4::text::standing, $5, $6)
+            INSERT INTO attempts (message_id, mailing_id, started_at, outcome, state, seq, reason)
+            VALUES ($1, $2, now(), $3::text::outcome, $4::text::message_state, $5, $6)
             """,
             message_id,
             mailing_id,
             outcome,
-            standing,
+            state,
             seq,
             reason,
         )
-        for name, n in ((before, -1), (standing, 1)):
-            if name != "waiting" and before != standing:
+        for name, n in ((before, -1), (state, 1)):
+            if name != "waiting" and before != state:
                 await db.execute(
                     """
-                    INSERT INTO counters VALUES ($1, 3, $2::text::standing, $3, now(), now())
-                    ON CONFLICT (mailing_id, slot, standing) DO UPDATE SET n = counters.n + excluded.n
+                    INSERT INTO counters VALUES ($1, 3, $2::text::message_state, $3, now(), now())
+                    ON CONFLICT (mailing_id, slot, state) DO UPDATE SET n = counters.n + excluded.n
                     """,
                     mailing_id,
                     name,
                     n,
                 )
-        if standing in ("sent", "failed") and before != standing:
+        if state in ("sent", "failed") and before != state:
             await db.execute(
                 """
                 INSERT INTO series VALUES ($1, 3, date_bin('10 seconds', now(), 'epoch'), $2, $3)
@@ -169,11 +169,11 @@ async def insert_ledger(db: Db, mailing_id: int, message_id: int, *rows: tuple[s
                 SET sent = series.sent + excluded.sent, failed = series.failed + excluded.failed
                 """,
                 mailing_id,
-                int(standing == "sent"),
-                int(standing == "failed"),
+                int(state == "sent"),
+                int(state == "failed"),
             )
-        if "failed" in (before, standing) and before != standing:
-            failed_by = reason if standing == "failed" else failed_by
+        if "failed" in (before, state) and before != state:
+            failed_by = reason if state == "failed" else failed_by
             await db.execute(
                 """
                 INSERT INTO failures VALUES ($1, 3, $2, $3)
@@ -181,9 +181,9 @@ async def insert_ledger(db: Db, mailing_id: int, message_id: int, *rows: tuple[s
                 """,
                 mailing_id,
                 failed_by,
-                1 if standing == "failed" else -1,
+                1 if state == "failed" else -1,
             )
-        before = standing
+        before = state
 
 
 async def running(db: Db, *sizes: int, status: str = "running", priority: int = 0) -> tuple[int, list[int]]:
@@ -199,7 +199,7 @@ async def running(db: Db, *sizes: int, status: str = "running", priority: int = 
 
 async def adopt_all(db: Db, replica: int) -> list[queue.Claimed]:
     """Whatever anybody owns → owned by ``replica``."""
-    return await queue.adopt(db, replica, await queue.owned(db))
+    return await queue.reclaim(db, replica, await queue.owned(db))
 
 
 async def claim_one(db: Db, replica: int = ME) -> Claimed:
@@ -208,17 +208,25 @@ async def claim_one(db: Db, replica: int = ME) -> Claimed:
     return batch
 
 
-def report(batch: Claimed, mark: int = 0, *, skipped: int = 0, release: bool = False, **changes: int) -> Report:
-    """What the owner of a batch says, who asks for ``mark`` (0: for none)."""
-    words = {"batch_id": batch.id, "owner": batch.owner, "old_mark": batch.mark, "late": batch.late, **changes}
-    return Report(new_mark=mark or batch.mark, skipped=skipped, release=release, **words)
+def report(
+    batch: Claimed, watermark: int = 0, *, skipped: int = 0, release: bool = False, **changes: int
+) -> BatchReport:
+    """What the owner of a batch says, who asks for ``watermark`` (0: for none)."""
+    words = {
+        "batch_id": batch.id,
+        "owner": batch.owner,
+        "old_watermark": batch.watermark,
+        "foreign_rows": batch.foreign_rows,
+        **changes,
+    }
+    return BatchReport(new_watermark=watermark or batch.watermark, skipped=skipped, release=release, **words)
 
 
 def result(
     batch: Claimed | int,
     message_id: int,
     outcome: str = "accepted",
-    standing: str = "sent",
+    state: str = "sent",
     *,
     due_at: datetime | None = None,
     reason: str | None = None,
@@ -229,7 +237,7 @@ def result(
         batch_id=batch if isinstance(batch, int) else batch.id,
         message_id=message_id,
         outcome=Outcome(outcome),
-        standing=Standing(standing),
+        state=MessageState(state),
         started_at=AT,
         duration_ms=12,
         phone=79160000001,
@@ -242,18 +250,18 @@ def result(
     return row._replace(**changes)
 
 
-async def record_one(db: Db, report: Report, *results: Result, replica: int = ME) -> Recorded:
+async def record_one(db: Db, report: BatchReport, *results: Result, replica: int = ME) -> Recorded:
     """Record what is to be said of one batch."""
     (recorded,) = await queue.record(db, replica, [report], results)
     return recorded
 
 
-async def marked(db: Db, *sizes: int, mark: int) -> tuple[int, list[int], Claimed]:
-    """A running mailing whose first batch is ours and marked up to ``mark``."""
+async def marked(db: Db, *sizes: int, watermark: int) -> tuple[int, list[int], Claimed]:
+    """A running mailing whose first batch is ours and marked up to ``watermark``."""
     mailing_id, ids = await running(db, *sizes)
     batch = await claim_one(db)
-    recorded = await record_one(db, report(batch, mark))
-    assert recorded.mark == mark
+    recorded = await record_one(db, report(batch, watermark))
+    assert recorded.watermark == watermark
     return mailing_id, ids, batch
 
 
@@ -264,9 +272,9 @@ async def batches_of(db: Db, mailing_id: int) -> list[dict[str, Any]]:
 
 
 async def ledger_of(db: Db, message_id: int) -> list[tuple[int, str, str, str | None]]:
-    """The ledger of a message: (seq, outcome, standing, reason)."""
+    """The ledger of a message: (seq, outcome, state, reason)."""
     rows = await db.fetch(
-        "SELECT seq, outcome, standing, reason FROM attempts WHERE message_id = $1 ORDER BY seq", message_id
+        "SELECT seq, outcome, state, reason FROM attempts WHERE message_id = $1 ORDER BY seq", message_id
     )
     return [tuple(row) for row in rows]
 
@@ -279,7 +287,7 @@ async def set_status(db: Db, mailing_id: int, status: str) -> None:
 # ---- the books ----------------------------------------------------------------------------------------------------
 
 
-async def books(db: Db) -> list[str]:
+async def ledger_errors(db: Db) -> list[str]:
     """Count everything again in the plainest way there is; what does not add up, in words.
 
     Of a mailing that is being purged, which begins a month after it was deleted, nothing is asked.
@@ -301,7 +309,7 @@ async def _books_of(db: Db, mailing: Any) -> list[str]:
     assert found is not None
     ledgers = {id_: list(rows) for id_, rows in found["ledgers"]}
     wrong = _ledger_is_dense(ledgers)
-    standings = {id_: Standing(rows[-1][1]) if rows else Standing.WAITING for id_, rows in ledgers.items()}
+    states = {id_: MessageState(rows[-1][1]) if rows else MessageState.WAITING for id_, rows in ledgers.items()}
 
     if not mailing["audience"] == len(ledgers) == found["sliced"]:
         wrong.append(f"audience {mailing['audience']}, {len(ledgers)} messages, {found['sliced']} ids in slices")
@@ -310,30 +318,30 @@ async def _books_of(db: Db, mailing: Any) -> list[str]:
     sending = set()
     for batch in await batches_of(db, mailing["id"]):
         recorded = [(id_, len(ledgers.get(id_, ())) >= batch["seq"]) for id_ in batch["members"]]
-        done = sum(there for _, there in recorded[: batch["mark"]])
+        done = sum(there for _, there in recorded[: batch["watermark"]])
         if done != batch["done"]:
-            wrong.append(f"batch {batch['id']}: {batch['done']} done, {done} rows up to the mark")
+            wrong.append(f"batch {batch['id']}: {batch['done']} done, {done} rows up to the watermark")
         for position, (id_, there) in enumerate(recorded):
             if there:
                 continue
             if id_ in positions or id_ not in ledgers:
                 wrong.append(f"message {id_} of batch {batch['id']} is in another batch, or none of this mailing")
             positions[id_] = batch["seq"]
-            if position < batch["mark"]:
+            if position < batch["watermark"]:
                 sending.add(id_)
-            if standings.get(id_) != batch["standing"]:
-                wrong.append(f"message {id_} is {standings.get(id_)}, its batch {batch['standing']}")
-    for id_, standing in standings.items():
-        expected = len(ledgers[id_]) + 1 if standing in OPEN_STANDINGS else None
+            if states.get(id_) != batch["state"]:
+                wrong.append(f"message {id_} is {states.get(id_)}, its batch {batch['state']}")
+    for id_, state in states.items():
+        expected = len(ledgers[id_]) + 1 if state in OPEN_STATES else None
         if positions.get(id_) != expected:
-            wrong.append(f"message {id_} is {standing}, should write {expected}, would write {positions.get(id_)}")
+            wrong.append(f"message {id_} is {state}, should write {expected}, would write {positions.get(id_)}")
 
-    wrong += _counters_are_right(found, ledgers, standings)
+    wrong += _counters_are_right(found, ledgers, states)
     if mailing["deleted_at"] is not None:  # no statistics are shown of it
         return wrong
     shown = await statistics.of_mailing(db, mailing["id"])
     status = MailingStatus(mailing["status"])
-    counted = Counter(status_of(standing, status, sending=id_ in sending) for id_, standing in standings.items())
+    counted = Counter(status_of(state, status, sending=id_ in sending) for id_, state in states.items())
     if shown.messages != {status: counted[status] for status in Status}:
         wrong.append(f"shown {shown.messages}, counted {counted}")
     if sum(shown.messages.values()) != shown.audience:
@@ -345,13 +353,13 @@ async def _books_of(db: Db, mailing: Any) -> list[str]:
 _BOOKS = """
     SELECT ARRAY(
                SELECT row(g.id, ARRAY(
-                   SELECT row(seq, standing::text, reason, a.mailing_id = g.mailing_id)
+                   SELECT row(seq, state::text, reason, a.mailing_id = g.mailing_id)
                    FROM attempts a WHERE a.message_id = g.id ORDER BY seq
                )) FROM messages g WHERE g.mailing_id = $1
            ) AS ledgers,
            (SELECT coalesce(sum(last_id - first_id + 1), 0) FROM slices WHERE mailing_id = $1) AS sliced,
            ARRAY(
-               SELECT row(standing::text, sum(n)::int) FROM counters WHERE mailing_id = $1 GROUP BY standing
+               SELECT row(state::text, sum(n)::int) FROM counters WHERE mailing_id = $1 GROUP BY state
            ) AS counters,
            ARRAY(SELECT row(reason, sum(n)::int) FROM failures WHERE mailing_id = $1 GROUP BY reason) AS failures,
            (
@@ -369,7 +377,7 @@ def _ledger_is_dense(ledgers: dict[int, list[Any]]) -> list[str]:
     ]
 
 
-def _counters_are_right(found: Any, ledgers: dict[int, list[Any]], standings: dict[int, Standing]) -> list[str]:
+def _counters_are_right(found: Any, ledgers: dict[int, list[Any]], states: dict[int, MessageState]) -> list[str]:
     wrong = []
 
     def compare(name: str, counted: Iterable[str]) -> None:
@@ -377,18 +385,18 @@ def _counters_are_right(found: Any, ledgers: dict[int, list[Any]], standings: di
         if kept != Counter(counted):
             wrong.append(f"{name} {kept}, counted {dict(Counter(counted))}")
 
-    into: Counter[str] = Counter()  # steps to another standing
+    into: Counter[str] = Counter()  # steps to another state
     failed_by = []
     for id_, rows in ledgers.items():
         before, reason = "waiting", None
-        for _, standing, why, _ in rows:
-            if standing != before:
-                into[standing] += 1
+        for _, state, why, _ in rows:
+            if state != before:
+                into[state] += 1
                 reason = why
-            before = standing
-        if standings[id_] is Standing.FAILED:
+            before = state
+        if states[id_] is MessageState.FAILED:
             failed_by.append(reason or "unknown")
-    there = [standing.value for standing in standings.values() if standing is not Standing.WAITING]
+    there = [state.value for state in states.values() if state is not MessageState.WAITING]
     compare("counters", there)
     compare("failures", failed_by)
     if tuple(found["series"]) != (into["sent"], into["failed"]):

@@ -15,7 +15,16 @@ from notifier.models import Filter, Window
 from notifier.storage import audience, mailings
 from notifier.storage.audience import Unplanned
 from notifier.storage.database import Db, Pool
-from tests.storage.scenes import at_once, batches_of, books, insert_clients, plan_slice, set_status, while_held, without
+from tests.storage.scenes import (
+    at_once,
+    batches_of,
+    insert_clients,
+    ledger_errors,
+    plan_slice,
+    set_status,
+    while_held,
+    without,
+)
 
 NINE_TO_FIVE = Window(time(9), time(17))
 
@@ -55,7 +64,7 @@ async def plan_all(db: Db, mailing_id: int, size: int) -> list[int]:
     sizes = []
     while True:
         messages, done = await plan(db, mailing_id, size)
-        assert not await books(db)
+        assert not await ledger_errors(db)
         sizes.append(messages)
         if done:
             return sizes
@@ -103,10 +112,10 @@ async def test_slices_are_500_first_and_then_5000_and_a_batch_is_500_at_most(db:
     assert await chosen(db, mailing_id) == clients
     batches = await batches_of(db, mailing_id)
     assert sorted(batch["size"] for batch in batches) == [200, *[500] * 12]
-    assert {(batch["ids"], batch["seq"], batch["standing"]) for batch in batches} == {(None, 1, "waiting")}
+    assert {(batch["ids"], batch["seq"], batch["state"]) for batch in batches} == {(None, 1, "waiting")}
     slices = await db.fetch("SELECT first_id, last_id FROM slices WHERE mailing_id = $1 ORDER BY first_id", mailing_id)
     assert [last - first + 1 for first, last in slices] == [500, 5_000, 700]
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +143,7 @@ async def test_both_lists_must_match_and_any_member_is_enough(db: Pool, filter: 
     mailing_id = await insert_begun(db, filter)
     assert await plan(db, mailing_id, 500) == (len(expected), True)
     assert await chosen(db, mailing_id) == [by_name[name] for name in expected]
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_nobody_is_left_out_and_nobody_comes_twice(db: Pool) -> None:
@@ -244,7 +253,7 @@ async def test_batches_are_made_by_the_time_their_window_opens(db: Pool, monkeyp
         due = {row["due_at"] for row in batches if row["members"] == batch["members"]}
         (hours,) = {round((at - datetime.now(UTC)) / timedelta(hours=1)) for at in due}
         assert hours == hours_until[zone]
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_an_edit_between_two_slices_counts_for_the_second(db: Pool) -> None:
@@ -255,7 +264,7 @@ async def test_an_edit_between_two_slices_counts_for_the_second(db: Pool) -> Non
     await plan(db, mailing_id, 5, lambda now, window, timezone: now + timedelta(hours=2))
     first, second = await batches_of(db, mailing_id)
     assert second["due_at"] - first["due_at"] > timedelta(hours=1)
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 # ---- races --------------------------------------------------------------------------------------------------------
@@ -278,7 +287,7 @@ async def test_of_two_planners_of_one_mailing_the_second_finds_it_planned_on(db:
         await two_planners(db)
     (mailing,) = await audience.unplanned(db)
     assert await chosen(db, mailing.id) == clients[:2]
-    assert not await books(db)
+    assert not await ledger_errors(db)
     assert await plan_all(db, mailing.id, 3) == [2]
     assert await chosen(db, mailing.id) == clients
 
@@ -288,7 +297,7 @@ async def test_without_the_comparison_two_planners_choose_the_same_clients(db: P
     await insert_clients(db, 4)
     with pytest.raises(asyncpg.UniqueViolationError, match="client_id, mailing_id"):
         await two_planners(db, replace={"AND cursor = $2": "AND $2 >= 0"})
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_a_slice_that_meets_a_pause_writes_nothing(db: Pool) -> None:
@@ -300,7 +309,7 @@ async def test_a_slice_that_meets_a_pause_writes_nothing(db: Pool) -> None:
             lambda conn: mailings.act(conn, mailing.id, "pause"),
             lambda conn: plan_slice(conn, mailing, 2, 1_000),
         )
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_a_slice_that_meets_an_edit_of_the_window_writes_nothing(db: Pool) -> None:
@@ -341,7 +350,7 @@ async def test_a_slice_that_breaks_off_leaves_nothing(db: Pool) -> None:
     await plan_slice(db, await waiting(db, mailing_id), 2, 1_000)
     with pytest.raises(asyncpg.UniqueViolationError):
         await plan_slice(db, await waiting(db, mailing_id), 2, 1_001)
-    assert not await books(db)
+    assert not await ledger_errors(db)
     assert await plan_all(db, mailing_id, 2) == [2, 0]
 
 

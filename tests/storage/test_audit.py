@@ -31,8 +31,8 @@ async def sound(db: Db) -> None:
         await insert_ledger(db, RUNNING, id_, ("unavailable", "retrying", "dns"))
     await insert_ledger(db, RUNNING, ids[4], ("accepted", "sent", None))
     await db.execute("UPDATE attempts SET text_version = 1 WHERE outcome = 'accepted'")
-    assert await insert_batch(db, RUNNING, range(ids[4], ids[7] + 1), replica=7, mark=2, done=1) == OWNED
-    assert await insert_batch(db, RUNNING, ids[2:4], seq=2, standing="retrying") == RETRIES
+    assert await insert_batch(db, RUNNING, range(ids[4], ids[7] + 1), replica=7, watermark=2, done=1) == OWNED
+    assert await insert_batch(db, RUNNING, ids[2:4], seq=2, state="retrying") == RETRIES
 
     assert await insert_mailing(db, "finished", over_for=60) == COMPLETED
     ids = await insert_messages(db, COMPLETED, 1)
@@ -102,7 +102,7 @@ BREAKS: dict[str, list[tuple[str, list[int], set[str]]]] = {
         (f"UPDATE mailings SET status_reason = 'nobody_matched' WHERE id = {COMPLETED}", [COMPLETED], set()),
         (f"UPDATE mailings SET planned = false WHERE id = {COMPLETED}", [COMPLETED], set()),
         (
-            "INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing) "
+            "INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state) "
             f"VALUES ({COMPLETED}, now(), 9, 9, 1, 1, 'waiting')",
             [COMPLETED],
             set(),
@@ -167,7 +167,7 @@ BREAKS: dict[str, list[tuple[str, list[int], set[str]]]] = {
     "ledger_messages": [
         (f"UPDATE attempts SET mailing_id = {RUNNING} WHERE message_id = 11", [11], set()),
         (
-            "INSERT INTO attempts (message_id, mailing_id, started_at, outcome, standing, seq) "
+            "INSERT INTO attempts (message_id, mailing_id, started_at, outcome, state, seq) "
             f"VALUES (99, {RUNNING}, now(), 'not_started', 'waiting', 1)",
             [99],
             set(),
@@ -179,7 +179,7 @@ BREAKS: dict[str, list[tuple[str, list[int], set[str]]]] = {
     ],
     "in_doubt": [
         (
-            "INSERT INTO attempts (message_id, mailing_id, started_at, outcome, standing, seq) "
+            "INSERT INTO attempts (message_id, mailing_id, started_at, outcome, state, seq) "
             f"SELECT 1, {RUNNING}, now(), 'unknown', 'sent', n FROM generate_series(3, 6) n",
             [1],
             set(),
@@ -187,7 +187,7 @@ BREAKS: dict[str, list[tuple[str, list[int], set[str]]]] = {
     ],
     "ledger_texts": [("UPDATE attempts SET text_version = 2 WHERE message_id = 1", [1], set())],
     "counters": [
-        (f"UPDATE counters SET n = n + 1 WHERE mailing_id = {RUNNING} AND standing = 'sent'", [RUNNING], set()),
+        (f"UPDATE counters SET n = n + 1 WHERE mailing_id = {RUNNING} AND state = 'sent'", [RUNNING], set()),
         (f"DELETE FROM counters WHERE mailing_id = {COMPLETED}", [COMPLETED], set()),
         (f"INSERT INTO counters VALUES ({CANCELLED}, 0, 'sent', 1)", [CANCELLED], set()),
         (f"INSERT INTO counters VALUES ({RUNNING}, 0, 'waiting', 1)", [RUNNING], set()),
@@ -206,7 +206,7 @@ BREAKS: dict[str, list[tuple[str, list[int], set[str]]]] = {
     "statistics": [
         (f"UPDATE counters SET n = -1 WHERE mailing_id = {DELETED}", [DELETED], set()),
         (f"UPDATE counters SET n = 4 WHERE mailing_id = {DELETED}", [DELETED], set()),
-        (f"UPDATE batches SET standing = 'doubtful' WHERE id = {OWNED}", [RUNNING], {"queued_next"}),
+        (f"UPDATE batches SET state = 'doubtful' WHERE id = {OWNED}", [RUNNING], {"queued_next"}),
     ],
     "batches_sorted": [
         (f"UPDATE batches SET ids = '{{4,3}}' WHERE id = {RETRIES}", [RETRIES], set()),
@@ -227,17 +227,17 @@ BREAKS: dict[str, list[tuple[str, list[int], set[str]]]] = {
     ],
     "queued_once": [
         (
-            "INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing) "
+            "INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state) "
             f"VALUES ({RUNNING}, now(), 4, 4, 1, 2, 'retrying')",
             [4],
             set(),
         ),
     ],
     "queued_next": [
-        (f"UPDATE batches SET standing = 'doubtful' WHERE id = {RETRIES}", [3, 4], set()),
+        (f"UPDATE batches SET state = 'doubtful' WHERE id = {RETRIES}", [3, 4], set()),
         (f"UPDATE batches SET seq = 3 WHERE id = {RETRIES}", [3, 4], {"queued_all"}),
         (
-            "INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing) "
+            "INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state) "
             f"VALUES ({RUNNING}, now(), 1, 1, 1, 3, 'sent')",
             [1],
             set(),
@@ -306,7 +306,7 @@ async def test_which_ledgers_can_be(db: Pool) -> None:
     for message_id, (_, ledger) in zip(ids, LEDGERS, strict=True):
         await insert_ledger(db, mailing_id, message_id, *ledger)
         if ledger[-1][1] in ("waiting", "retrying", "doubtful"):
-            await insert_batch(db, mailing_id, [message_id], seq=len(ledger) + 1, standing=ledger[-1][1])
+            await insert_batch(db, mailing_id, [message_id], seq=len(ledger) + 1, state=ledger[-1][1])
     assert await breaches(db) == {
         name: [id_ for id_, (broken, _) in zip(ids, LEDGERS, strict=True) if broken == name]
         for name in ("ledger_steps", "in_doubt")
@@ -317,7 +317,7 @@ async def test_a_batch_that_a_late_truth_put_back_after_the_end_is_no_breach(db:
     mailing_id = await insert_mailing(db, "finished", over_for=60, ends_in=-30)
     (message_id,) = await insert_messages(db, mailing_id, 1)
     await insert_ledger(db, mailing_id, message_id, GIVEN_UP, ("unavailable", "retrying", "late"))
-    await insert_batch(db, mailing_id, range(message_id, message_id + 1), seq=3, standing="retrying")
+    await insert_batch(db, mailing_id, range(message_id, message_id + 1), seq=3, state="retrying")
     await db.execute("UPDATE mailings SET status_reason = 'completed'")
     assert await breaches(db) == {}
 

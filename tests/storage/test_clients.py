@@ -67,7 +67,7 @@ async def test_delete_erases_the_phone_from_the_ledger_and_keeps_the_messages(db
     await db.execute("INSERT INTO messages VALUES (1, 1, $1), (2, 2, $1), (3, 1, $2)", gone.id, other.id)
     await db.execute(
         """
-        INSERT INTO attempts (message_id, mailing_id, started_at, phone, outcome, standing, seq)
+        INSERT INTO attempts (message_id, mailing_id, started_at, phone, outcome, state, seq)
         VALUES (1, 1, now(), $1, 'unknown', 'retrying', 1), (1, 1, now(), $1, 'accepted', 'sent', 2),
                (2, 2, now(), $1, 'rejected', 'failed', 1), (3, 1, now(), $2, 'accepted', 'sent', 1)
         """,
@@ -96,7 +96,7 @@ async def test_what_a_request_under_way_writes_after_the_erasure_is_erased_too(d
     await clients.delete(db, gone.id)
     await db.execute(
         """
-        INSERT INTO attempts (message_id, mailing_id, started_at, phone, outcome, standing, seq, detail, reference)
+        INSERT INTO attempts (message_id, mailing_id, started_at, phone, outcome, state, seq, detail, reference)
         VALUES (1, 1, now(), $1, 'rejected', 'failed', 1, 'no such person', 'ref-1')
         """,
         PHONE,
@@ -133,7 +133,7 @@ async def test_a_gateway_s_sentences_lose_the_words_about_a_person_who_is_erased
     await db.execute("INSERT INTO messages VALUES (1, 1, $1), (2, 1, $2)", gone.id, other.id)
     await db.execute(
         """
-        INSERT INTO attempts (message_id, mailing_id, started_at, phone, outcome, standing, seq, detail)
+        INSERT INTO attempts (message_id, mailing_id, started_at, phone, outcome, state, seq, detail)
         VALUES (1, 1, now(), 1, 'unavailable', 'failed', 1, 'unavailable: no Ivanov here'),
                (2, 1, now(), 2, 'unavailable', 'failed', 1, 'down for repair')
         """

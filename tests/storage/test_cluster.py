@@ -21,7 +21,7 @@ async def test_of_an_empty_installation_everything_is_zero(db: Pool) -> None:
 
 
 async def test_what_waits_is_tried_again_or_in_doubt(db: Pool) -> None:
-    """One of each standing in a running mailing, the same in a paused, a finished, an archived and a deleted one."""
+    """One of each state in a running mailing, the same in a paused, a finished, an archived and a deleted one."""
     for status in ("running", "paused", "finished", "finished", "finished"):
         mailing_id = await insert_mailing(db, status, over_for=5 if status == "finished" else None)
         ids = await insert_messages(db, mailing_id, 6)
@@ -68,16 +68,16 @@ async def test_the_figures_cost_what_is_alive_and_not_what_was(db: Pool) -> None
         INSERT INTO mailings (starts_at, ends_at, status, planned, over_at, horizon)
         SELECT now() - interval '2 days', now() - interval '1 day', 'finished', true, now(), 0
         FROM generate_series(1, 5000);
-        INSERT INTO counters SELECT id, slot, standing, 1, now(), now()
+        INSERT INTO counters SELECT id, slot, state, 1, now(), now()
         FROM mailings, generate_series(0, 7) slot,
-             unnest('{sent,failed,suppressed,delivered,undelivered}'::standing[]) standing;
+             unnest('{sent,failed,suppressed,delivered,undelivered}'::message_state[]) state;
         """
     )
     mailing_id, _ = await running(db, 1)
     await insert_ledger(db, mailing_id, await db.fetchval("SELECT max(id) FROM messages"), ("unknown", "unknown", "x"))
     await db.execute(
         """
-        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing)
+        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state)
         SELECT $1, now(), 1000 + n, 1000 + n, 1, 1, 'waiting' FROM generate_series(1, 2000) n
         """,
         mailing_id,

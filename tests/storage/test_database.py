@@ -212,7 +212,7 @@ async def test_waiting_says_so_and_gives_up() -> None:
         with pytest.raises(Unavailable, match=r"did not come up within 1 s: .*refused|failed"):
             await database.wait_until_up(dsn, seconds=1, say=said.append)
     assert len(said) == 1
-    assert "away" in said[0]
+    assert "unavailable" in said[0]
 
 
 async def test_waiting_ends_when_the_database_comes_up(place: Path) -> None:

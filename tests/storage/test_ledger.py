@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from notifier.errors import Conflict, NotFound
-from notifier.models import OPEN_STANDINGS, Standing
+from notifier.models import OPEN_STATES, MessageState
 from notifier.storage import audit, ledger, mailings, queue
 from notifier.storage.database import Connection, Db, Pool
 from tests.storage.scenes import (
@@ -21,12 +21,12 @@ from tests.storage.scenes import (
     PEER,
     adopt_all,
     batches_of,
-    books,
     claim_one,
     insert_batch,
     insert_ledger,
     insert_mailing,
     insert_messages,
+    ledger_errors,
     ledger_of,
     let_a_month_pass,
     marked,
@@ -59,7 +59,7 @@ LATE = {
     "doubtful": ("unknown", "timeout"),
     "unknown": ("unknown", "timeout"),
 }
-# past → late → standing after, where it is not the late one
+# past → late → state after, where it is not the late one
 KEPT = {
     **{past: dict.fromkeys(LATE, past) for past in ("sent", "delivered", "undelivered")},
     **{past: {late: past for late in LATE if late != "sent"} for past in ("failed", "suppressed")},
@@ -77,11 +77,11 @@ async def stands(db: Db, past: str, *, before: int = 0) -> tuple[int, int]:
     mailing_id = await insert_mailing(db)
     *others, message_id, last = await insert_messages(db, mailing_id, before + 2)
     await insert_ledger(db, mailing_id, message_id, *rows)
-    if not rows or rows[-1][1] in OPEN_STANDINGS:
-        standing = rows[-1][1] if rows else "waiting"
-        await insert_batch(db, mailing_id, [message_id], seq=len(rows) + 1, standing=standing)
+    if not rows or rows[-1][1] in OPEN_STATES:
+        state = rows[-1][1] if rows else "waiting"
+        await insert_batch(db, mailing_id, [message_id], seq=len(rows) + 1, state=state)
     await insert_batch(db, mailing_id, [*others, last], due_in=60)
-    assert not await books(db)
+    assert not await ledger_errors(db)
     return mailing_id, message_id
 
 
@@ -103,10 +103,10 @@ async def test_a_late_result_is_the_next_row_and_decides_as_far_as_it_may(db: Po
         )
         assert detail == (f"{reason}: x" if reason else "x")
         added = [row for row in await batches_of(db, mailing_id) if row["seq"] == len(before) + 2]
-        assert [(row["members"], row["standing"], row["due_at"]) for row in added] == (
-            [([message_id], after, LATER)] if after in OPEN_STANDINGS else []
+        assert [(row["members"], row["state"], row["due_at"]) for row in added] == (
+            [([message_id], after, LATER)] if after in OPEN_STATES else []
         )
-        assert not await books(db)
+        assert not await ledger_errors(db)
 
 
 async def test_a_late_doubt_does_not_let_a_fourth_request_go(db: Pool) -> None:
@@ -129,7 +129,7 @@ async def test_a_late_doubt_does_not_let_a_fourth_request_go(db: Pool) -> None:
     assert await ledger.append_late(db, PEER, late._replace(message_id=message_id))
     assert (await ledger_of(db, message_id))[-1] == (3, "unknown", "unknown", "late")
     assert [row["seq"] for row in await batches_of(db, mailing_id)] == [1, 3]
-    assert not await books(db)
+    assert not await ledger_errors(db)
     # the third was not sent after all: so one more may go
     not_sent = result(0, message_id, "unavailable", "doubtful", reason="dns", due_at=LATER)
     assert await ledger.append_late(db, ME, not_sent)
@@ -145,7 +145,7 @@ async def test_a_late_row_written_before_its_acknowledgement_was_lost_is_not_wri
     assert len(await ledger_of(db, message_id)) == 2
     assert await ledger.append_late(db, PEER, late._replace(started_at=AT + timedelta(seconds=1)))
     assert len(await ledger_of(db, message_id)) == 3
-    assert not await books(db)
+    assert not await ledger_errors(db)
     assert mailing_id
 
 
@@ -158,16 +158,16 @@ async def test_a_late_result_that_waits_for_a_purge_finds_nothing(db: Pool) -> N
     await mailings.delete(db, mailing_id)
     await let_a_month_pass(db)
     assert not await while_held(db, mailings.purge, lambda conn: ledger.append_late(conn, ME, result(0, ids[0])))
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 # ---- what its batch learns ----------------------------------------------------------------------------------------
 
 
 async def late_and_done(db: Db, batch_id: int) -> tuple[int, int]:
-    row = await db.fetchrow("SELECT late, done FROM batches WHERE id = $1", batch_id)
+    row = await db.fetchrow("SELECT foreign_rows, done FROM batches WHERE id = $1", batch_id)
     assert row is not None
-    return row["late"], row["done"]
+    return row["foreign_rows"], row["done"]
 
 
 async def test_an_unowned_batch_learns_of_the_row(db: Pool) -> None:
@@ -177,18 +177,18 @@ async def test_an_unowned_batch_learns_of_the_row(db: Pool) -> None:
         batch_id = await insert_batch(db, mailing_id, list(ids) if as_list else range(ids[0], ids[0] + 3))
         await ledger.append_late(db, PEER, result(0, ids[1]))
         assert await late_and_done(db, batch_id) == (1, 0)
-        assert not await books(db)
+        assert not await ledger_errors(db)
         batch = await claim_one(db)
-        assert batch.late == 1
+        assert batch.foreign_rows == 1
         loaded = await queue.load(db, batch.ids, [1] * 3)
         assert [message.recorded for message in loaded] == [False, True, False]
         recorded = await record_one(db, report(batch, 3, skipped=1), result(batch, ids[0]), result(batch, ids[2]))
         assert (recorded.finished, recorded.written) == (True, 2)
-        assert not await books(db)
+        assert not await ledger_errors(db)
 
 
 async def test_an_owned_batch_learns_of_the_row(db: Pool) -> None:
-    """Below the mark the row is one of those done; beyond it the owner is to load again."""
+    """Below the watermark the row is one of those done; beyond it the owner is to load again."""
     for (position, done), as_list in itertools.product(((0, 1), (1, 1), (2, 0), (3, 0)), (False, True)):
         mailing_id = await insert_mailing(db)
         ids = await insert_messages(db, mailing_id, 4)
@@ -199,54 +199,54 @@ async def test_an_owned_batch_learns_of_the_row(db: Pool) -> None:
         await ledger.append_late(db, PEER, result(0, ids[position]))
 
         assert await late_and_done(db, batch.id) == (1, done)
-        assert not await books(db)
-        recorded = await record_one(db, report(batch, 4, old_mark=2))
-        assert (recorded.mark, recorded.late) == (2, 1)
-        recorded = await record_one(db, report(batch, 4, old_mark=2, late=1, skipped=1 - done))
-        assert recorded.mark == 4
-        assert not await books(db)
+        assert not await ledger_errors(db)
+        recorded = await record_one(db, report(batch, 4, old_watermark=2))
+        assert (recorded.watermark, recorded.foreign_rows) == (2, 1)
+        recorded = await record_one(db, report(batch, 4, old_watermark=2, foreign_rows=1, skipped=1 - done))
+        assert recorded.watermark == 4
+        assert not await ledger_errors(db)
         rest = [result(batch, id_) for id_ in ids if id_ != ids[position]]
-        assert (await record_one(db, report(batch, 4, old_mark=4), *rest)).finished
-        assert not await books(db)
+        assert (await record_one(db, report(batch, 4, old_watermark=4), *rest)).finished
+        assert not await ledger_errors(db)
 
 
 async def test_the_last_one_may_be_done_by_a_late_row(db: Pool) -> None:
-    mailing_id, ids, batch = await marked(db, 2, mark=2)
+    mailing_id, ids, batch = await marked(db, 2, watermark=2)
     await record_one(db, report(batch), result(batch, ids[0]))
     await ledger.append_late(db, PEER, result(0, ids[1]))
     assert await late_and_done(db, batch.id) == (1, 2)
-    assert not await books(db)
-    assert (await record_one(db, report(batch, 2, old_mark=2))).finished
+    assert not await ledger_errors(db)
+    assert (await record_one(db, report(batch, 2, old_watermark=2))).finished
     assert await batches_of(db, mailing_id) == []
 
 
 async def test_a_late_acceptance_cancels_the_retry_of_a_take_over(db: Pool) -> None:
     """The old owner's answer comes after its batch was taken; the retry batch waits with the number it now takes."""
-    mailing_id, ids, batch = await marked(db, 2, mark=1)
-    (adopted,) = await adopt_all(db, PEER)
-    interrupted = result(adopted, ids[0], "interrupted", "doubtful", reason="interrupted", due_at=AT)
-    await record_one(db, report(adopted, release=True), interrupted, replica=PEER)
+    mailing_id, ids, batch = await marked(db, 2, watermark=1)
+    (reclaimed,) = await adopt_all(db, PEER)
+    interrupted = result(reclaimed, ids[0], "interrupted", "doubtful", reason="interrupted", due_at=AT)
+    await record_one(db, report(reclaimed, release=True), interrupted, replica=PEER)
 
     assert not (await record_one(db, report(batch), result(batch, ids[0]))).owned
     assert await ledger.mine(db, ME, [(ids[0], 1, AT)]) == set()
     assert await ledger.append_late(db, ME, result(batch, ids[0]))
 
-    assert not await books(db)
+    assert not await ledger_errors(db)
     (retry,) = await queue.claim(db, PEER, after=0, retries=True)
     (loaded,) = await queue.load(db, retry.ids, [retry.seq])
     assert loaded.recorded
     assert (await record_one(db, report(retry, 1, skipped=1), replica=PEER)).finished
     assert [row[2] for row in await ledger_of(db, ids[0])] == ["doubtful", "sent"]
-    assert not await books(db)
+    assert not await ledger_errors(db)
     assert mailing_id
 
 
 async def test_without_telling_the_batch_its_count_is_short_for_ever(db: Pool) -> None:
-    mailing_id, ids, batch = await marked(db, 2, mark=2)
+    mailing_id, ids, batch = await marked(db, 2, watermark=2)
     async with without(db, {"done = done + $2::int": "done = done + 0 * $2::int"}) as changed:
         await ledger.append_late(changed, PEER, result(0, ids[0]))
-    assert "0 done, 1 rows" in str(await books(db))
-    await record_one(db, report(batch, late=1), *(result(batch, id_) for id_ in ids))
+    assert "0 done, 1 rows" in str(await ledger_errors(db))
+    await record_one(db, report(batch, foreign_rows=1), *(result(batch, id_) for id_ in ids))
     assert [row["id"] for row in await batches_of(db, mailing_id)] == [batch.id]  # it never ends
 
 
@@ -261,7 +261,7 @@ async def test_two_late_writers_take_turns(db: Pool) -> None:
         lambda conn: ledger.append_late(conn, PEER, result(0, message_id)),
     )
     assert [row[2] for row in await ledger_of(db, message_id)] == ["doubtful", "failed", "sent"]
-    assert not await books(db)
+    assert not await ledger_errors(db)
     assert mailing_id
 
 
@@ -274,19 +274,19 @@ async def test_many_late_writers_at_once_leave_a_dense_ledger(db: Pool) -> None:
         )
     )
     assert [row[0] for row in await ledger_of(db, message_id)] == list(range(1, 9))
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_an_owner_who_records_first_is_seen(db: Pool) -> None:
     """The late row waits for the batch; when it gets on, the number it looked for is taken."""
-    mailing_id, ids, batch = await marked(db, 2, mark=2)
+    mailing_id, ids, batch = await marked(db, 2, watermark=2)
     assert await while_held(
         db,
         lambda conn: record_one(conn, report(batch), result(batch, ids[0], "unavailable", "retrying", due_at=LATER)),
         lambda conn: ledger.append_late(conn, PEER, result(0, ids[0])),
     )
     assert [row[2] for row in await ledger_of(db, ids[0])] == ["retrying", "sent"]
-    assert not await books(db)
+    assert not await ledger_errors(db)
     assert mailing_id
 
 
@@ -307,7 +307,7 @@ async def test_close_waits_for_a_late_row_and_finds_its_batch(db: Pool) -> None:
     closed = await while_held(db, _not_sent(message_id), lambda conn: mailings.close(conn, mailing_id))
     assert not closed
     assert (await mailings.get(db, mailing_id)).status == "running"
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def _all_but_unknown(db: Db) -> tuple[int, int]:
@@ -341,7 +341,7 @@ async def test_without_a_second_look_under_the_lock_a_mailing_is_closed_with_a_m
 async def _is_stranded(db: Db, mailing_id: int) -> None:
     assert (await mailings.get(db, mailing_id)).status == "finished"
     (batch,) = await batches_of(db, mailing_id)
-    assert batch["standing"] == "retrying"  # shown as expired long before the end
+    assert batch["state"] == "retrying"  # shown as expired long before the end
 
 
 async def test_without_the_mailings_lock_a_mailing_is_closed_with_a_message_to_send(db: Pool) -> None:
@@ -371,7 +371,7 @@ async def test_a_late_row_after_the_close_opens_the_mailing_again(db: Pool) -> N
     mailing = await mailings.get(db, mailing_id)
     assert (mailing.status, mailing.status_reason) == ("running", None)
     assert not await mailings.close(db, mailing_id)
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_a_late_row_does_not_open_what_is_over(db: Pool) -> None:
@@ -384,14 +384,14 @@ async def test_a_late_row_does_not_open_what_is_over(db: Pool) -> None:
             await mailings.act(db, mailing_id, "cancel")
         await _not_sent(message_id)(db)
         assert (await mailings.get(db, mailing_id)).status == ("finished" if verb == "end" else "cancelled")
-        assert not await books(db)
+        assert not await ledger_errors(db)
 
 
 # ---- mine ---------------------------------------------------------------------------------------------------------
 
 
 async def test_mine_are_the_rows_this_replica_wrote_for_this_start(db: Pool) -> None:
-    _, ids, batch = await marked(db, 3, mark=3)
+    _, ids, batch = await marked(db, 3, watermark=3)
     await record_one(db, report(batch), result(batch, ids[0]), result(batch, ids[1]))
     keys = [(id_, 1, AT) for id_ in ids]
     assert await ledger.mine(db, ME, keys) == set(keys[:2])
@@ -404,14 +404,14 @@ async def test_mine_are_the_rows_this_replica_wrote_for_this_start(db: Pool) -> 
 # ---- resolve ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("decision", "standing"), [("sent", "sent"), ("failed", "failed"), ("again", "doubtful")])
-async def test_an_operator_decides_about_an_unknown_one(db: Pool, decision: ledger.Decision, standing: str) -> None:
+@pytest.mark.parametrize(("decision", "state"), [("sent", "sent"), ("failed", "failed"), ("again", "doubtful")])
+async def test_an_operator_decides_about_an_unknown_one(db: Pool, decision: ledger.Decision, state: str) -> None:
     mailing_id, message_id = await stands(db, "unknown")
     await ledger.resolve(db, message_id, decision)
-    assert (await ledger_of(db, message_id))[-1] == (2, "resolved", standing, "operator")
+    assert (await ledger_of(db, message_id))[-1] == (2, "resolved", state, "operator")
     added = [row["members"] for row in await batches_of(db, mailing_id) if row["seq"] == 3]
     assert added == ([[message_id]] if decision == "again" else [])
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_nothing_else_can_be_resolved(db: Pool) -> None:
@@ -422,7 +422,7 @@ async def test_nothing_else_can_be_resolved(db: Pool) -> None:
             with pytest.raises(Conflict, match="Only a message that is unknown"):
                 await ledger.resolve(db, message_id, decision)
         assert await ledger_of(db, message_id) == before
-        assert not await books(db)
+        assert not await ledger_errors(db)
 
 
 async def _over(db: Db, mailing_id: int, how: str) -> None:
@@ -442,7 +442,7 @@ async def test_what_reads_unknown_in_a_mailing_that_is_over_can_be_resolved_but_
                 await ledger.resolve(db, message_id, "again")
             await ledger.resolve(db, message_id, "sent" if decision == "sent" else "failed")
             assert (await ledger_of(db, message_id))[-1][2] == decision
-            assert not await books(db)
+            assert not await ledger_errors(db)
             with pytest.raises(Conflict):
                 await ledger.resolve(db, message_id, "sent")
 
@@ -454,7 +454,7 @@ async def test_one_in_doubt_that_is_still_under_way_cannot_be_resolved(db: Pool)
     await _over(db, mailing_id, "cancelled")
     with pytest.raises(Conflict):
         await ledger.resolve(db, message_id, "sent")
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_what_was_surely_not_sent_is_not_to_be_resolved(db: Pool) -> None:
@@ -474,13 +474,13 @@ async def test_again_opens_a_completed_mailing_and_the_message_is_sent(db: Pool)
     mailing = await mailings.get(db, mailing_id)
     assert (mailing.status, mailing.status_reason) == ("running", None)
     assert await db.fetchval("SELECT over_at FROM mailings WHERE id = $1", mailing_id) is None
-    assert not await books(db)
+    assert not await ledger_errors(db)
     batch = await claim_one(db)
-    assert (batch.seq, batch.standing, list(batch.ids)) == (3, Standing.DOUBTFUL, [message_id])
+    assert (batch.seq, batch.state, list(batch.ids)) == (3, MessageState.DOUBTFUL, [message_id])
     await record_one(db, report(batch, 1))
     assert (await record_one(db, report(batch), result(batch, message_id))).finished
     assert await mailings.close(db, mailing_id)
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_there_is_nothing_to_resolve_where_no_message_is(db: Pool) -> None:
@@ -501,15 +501,15 @@ async def test_two_operators_decide_once(db: Pool) -> None:
     with pytest.raises(Conflict):
         await while_held(db, fail, lambda conn: ledger.resolve(conn, message_id, "sent"))
     assert [row[2] for row in await ledger_of(db, message_id)] == ["unknown", "failed"]
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_a_failure_that_is_overruled_leaves_the_failures(db: Pool) -> None:
     """It is taken off the reason that it was counted under, whatever came after."""
     mailing_id, message_id = await stands(db, "failed")
     await ledger.append_late(db, ME, result(0, message_id, "declined", "failed", reason="declined"))
-    assert not await books(db)
+    assert not await ledger_errors(db)
     await ledger.append_late(db, PEER, result(0, message_id))
     failures = await db.fetch("SELECT reason, sum(n)::int FROM failures WHERE mailing_id = $1 GROUP BY 1", mailing_id)
     assert [tuple(row) for row in failures] == [("rejected", 0)]
-    assert not await books(db)
+    assert not await ledger_errors(db)

@@ -1,10 +1,10 @@
 """A state machine over the verbs of storage: whatever is done in whatever order, the books balance after every step.
 
 Hypothesis draws the steps, against a real PostgreSQL. Three replicas work as the delivery engine does, but each step
-of theirs is one verb, so that any other may come in between: they claim, load, ask for marks, start requests, record,
-lose the answer to a record, are taken over, come late, and are killed. Meanwhile people create, edit, pause, cancel,
-resolve and delete, and time passes by moving the times in the tables. What was put on the wire is kept here, and is
-compared with the ledger.
+of theirs is one verb, so that any other may come in between: they claim, load, ask for watermarks, start requests,
+record, lose the answer to a record, are taken over, come late, and are killed. Meanwhile people create, edit, pause,
+cancel, resolve and delete, and time passes by moving the times in the tables. What was put on the wire is kept here,
+and is compared with the ledger.
 
 `make test` runs a fixed set of examples. ``NOTIFIER_TEST_EXAMPLES=2000`` runs so many longer ones, other ones each
 time; a failure is printed as the steps that lead to it, and is tried first with the next run.
@@ -36,28 +36,28 @@ from tornado.ioloop import IOLoop
 
 from notifier import windows
 from notifier.delivery import backoff
-from notifier.delivery.recorder import BOOKS, store
-from notifier.delivery.scheduler import take_over
+from notifier.delivery.reclaim import settle
+from notifier.delivery.recorder import OWN_ENTRIES, store
 from notifier.errors import Conflict, NotFound, Stale
 from notifier.models import (
     IN_DOUBT,
     MAILING_TRANSITIONS,
     MAX_IN_DOUBT,
-    OPEN_STANDINGS,
+    OPEN_STATES,
     OVER,
     Filter,
     MailingStatus,
+    MessageState,
     OnUnknown,
     Outcome,
     Reason,
-    Standing,
     Status,
     Window,
 )
 from notifier.storage import audience, clients, ledger, mailings, queue, statistics
 from notifier.storage.database import Db, Pool, transaction
-from notifier.storage.queue import Claimed, Loaded, Report, Result
-from tests.storage.scenes import AT, books, insert_clients, let_a_month_pass, plan_slice, waiting_for_a_lock
+from notifier.storage.queue import BatchReport, Claimed, Loaded, Result
+from tests.storage.scenes import AT, insert_clients, ledger_errors, let_a_month_pass, plan_slice, waiting_for_a_lock
 
 EXAMPLES = int(os.environ.get("NOTIFIER_TEST_EXAMPLES", "0"))
 PROFILE = settings(
@@ -119,13 +119,13 @@ class Request:
 
 @dataclass(eq=False)
 class Hand:
-    """A batch in a replica's hands, as much as it has heard; positions as in `delivery.sender.Work`."""
+    """A batch in a replica's hands, as much as it has heard; positions as in `delivery.held.HeldBatch`."""
 
     replica: int
     batch: Claimed
-    mark: int
+    watermark: int
     loaded: int
-    late: int
+    foreign_rows: int
     staged: list[tuple[int, Loaded]] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
     ready: list[Loaded] = field(default_factory=list)
@@ -134,16 +134,16 @@ class Hand:
     releasing: bool = False
 
     def unstage(self) -> None:
-        self.loaded, self.staged, self.skipped = self.mark, [], []
+        self.loaded, self.staged, self.skipped = self.watermark, [], []
 
-    def report(self) -> Report:
-        return Report(
+    def report(self) -> BatchReport:
+        return BatchReport(
             batch_id=self.batch.id,
             owner=self.batch.owner,
-            old_mark=self.mark,
-            new_mark=self.loaded,
+            old_watermark=self.watermark,
+            new_watermark=self.loaded,
             skipped=len(self.skipped),
-            late=self.late,
+            foreign_rows=self.foreign_rows,
             release=self.releasing,
         )
 
@@ -153,13 +153,13 @@ class Seen:
     """The tables after a step."""
 
     mailings: dict[int, Any]
-    messages: dict[int, tuple[int, list[tuple[Outcome, Standing]]]]  # → mailing, its ledger
-    marked: set[tuple[int, int]]  # (message, seq) under a mark
+    messages: dict[int, tuple[int, list[tuple[Outcome, MessageState]]]]  # → mailing, its ledger
+    marked: set[tuple[int, int]]  # (message, seq) under a watermark
     owned: set[tuple[int, int]]  # (batch, owner)
 
-    def standing(self, message_id: int) -> Standing:
+    def state(self, message_id: int) -> MessageState:
         _, rows = self.messages[message_id]
-        return rows[-1][1] if rows else Standing.WAITING
+        return rows[-1][1] if rows else MessageState.WAITING
 
     def status(self, mailing_id: int) -> MailingStatus:
         return MailingStatus(self.mailings[mailing_id]["status"])
@@ -182,7 +182,7 @@ async def look(db: Db) -> Seen:
     messages = await db.fetch(
         """
         SELECT id, mailing_id, ARRAY(
-            SELECT row(outcome::text, standing::text) FROM attempts WHERE message_id = g.id ORDER BY seq
+            SELECT row(outcome::text, state::text) FROM attempts WHERE message_id = g.id ORDER BY seq
         ) AS ledger
         FROM messages g ORDER BY id
         """
@@ -193,12 +193,12 @@ async def look(db: Db) -> Seen:
         FROM batches b
         CROSS JOIN LATERAL unnest(coalesce(b.ids, ARRAY(SELECT generate_series(b.first_id, b.last_id))))
             WITH ORDINALITY e (id, position)
-        WHERE position <= mark
+        WHERE position <= watermark
         """
     )
     return Seen(
         {row["id"]: row for row in found},
-        {row["id"]: (row["mailing_id"], [(Outcome(o), Standing(s)) for o, s in row["ledger"]]) for row in messages},
+        {row["id"]: (row["mailing_id"], [(Outcome(o), MessageState(s)) for o, s in row["ledger"]]) for row in messages},
         {(row["id"], row["seq"]) for row in marked},
         {(batch.id, batch.owner) for batch in await queue.owned(db)},
     )
@@ -287,17 +287,17 @@ class Machine(RuleBasedStateMachine):
         return found
 
     async def alone(self, doing: Awaitable[Effect | None]) -> None:
-        """One verb with nothing beside it; then a mark is granted only to what nobody wrote a row for."""
+        """One verb with nothing beside it; then a watermark is granted only to what nobody wrote a row for."""
         self.sound, self.steps = False, 1
         self.take(await doing)
         if self.granted:
             for hand, _ in self.granted:
                 mailing = self.seen.mailings[hand.batch.mailing_id]
-                assert mailing["status"] == "running", f"a mark while the mailing is {mailing['status']}"
-                assert not mailing["ended"], "a mark after the end"
+                assert mailing["status"] == "running", f"a watermark while the mailing is {mailing['status']}"
+                assert not mailing["ended"], "a watermark after the end"
             ids = [message.id for _, message in self.granted]
             for message in await queue.load(self.db, ids, [hand.batch.seq for hand, _ in self.granted]):
-                assert not message.recorded, f"a mark over {message.id}, whose row is there already"
+                assert not message.recorded, f"a watermark over {message.id}, whose row is there already"
             self.granted = []
 
     def take(self, effect: Effect | None) -> None:
@@ -447,7 +447,7 @@ class Machine(RuleBasedStateMachine):
 
     @verb(
         weight=6,
-        when=lambda self: any(self.seen.standing(id_) is Standing.UNKNOWN for id_ in self.seen.messages),
+        when=lambda self: any(self.seen.state(id_) is MessageState.UNKNOWN for id_ in self.seen.messages),
         beside=True,
         pick=PICK,
         decision=st.sampled_from(["sent", "failed", "again", "again"]),
@@ -455,14 +455,14 @@ class Machine(RuleBasedStateMachine):
     async def resolve(self, db: Db, pick: int, decision: ledger.Decision) -> Effect | None:
         shown = set(self.seen.shown())
         ids = [id_ for id_, (mailing_id, _) in self.seen.messages.items() if mailing_id in shown]
-        unknown = [id_ for id_ in ids if self.seen.standing(id_) is Standing.UNKNOWN]
+        unknown = [id_ for id_ in ids if self.seen.state(id_) is MessageState.UNKNOWN]
         if not ids:
             return None
         message_id = self.pick(unknown if unknown and pick % 4 else ids, pick)
         mailing_id, rows = self.seen.messages[message_id]
         mailing, status = self.seen.mailings[mailing_id], self.seen.status(mailing_id)
-        legal = self.seen.standing(message_id) is Standing.UNKNOWN or (
-            self.seen.standing(message_id) is Standing.DOUBTFUL
+        legal = self.seen.state(message_id) is MessageState.UNKNOWN or (
+            self.seen.state(message_id) is MessageState.DOUBTFUL
             and status in OVER
             and (message_id, len(rows) + 1) not in self.seen.marked
         )
@@ -575,7 +575,7 @@ class Machine(RuleBasedStateMachine):
 
     def held(self, who: int, claimed: list[Claimed]) -> list[Hand]:
         self.seen.owned.update((batch.id, batch.owner) for batch in claimed)
-        return [Hand(who, batch, batch.mark, batch.mark, batch.late) for batch in claimed]
+        return [Hand(who, batch, batch.watermark, batch.watermark, batch.foreign_rows) for batch in claimed]
 
     def unloaded(self) -> list[Hand]:
         return [hand for hand in self.hands if not hand.releasing and hand.loaded < len(hand.batch.ids)]
@@ -585,18 +585,18 @@ class Machine(RuleBasedStateMachine):
         await self.stage(self.pick(self.unloaded(), pick), count)
 
     async def stage(self, hand: Hand, count: int) -> None:
-        stride = hand.batch.ids[hand.loaded : hand.loaded + count]
+        chunk = hand.batch.ids[hand.loaded : hand.loaded + count]
         for position, message in enumerate(
-            await queue.load(self.db, stride, [hand.batch.seq] * len(stride)), hand.loaded
+            await queue.load(self.db, chunk, [hand.batch.seq] * len(chunk)), hand.loaded
         ):
             if message.recorded:
                 hand.skipped.append(position)
             else:
                 hand.staged.append((position, message))
-        hand.loaded += len(stride)
+        hand.loaded += len(chunk)
 
     @verb(when=lambda self: bool(self.unloaded()), pick=PICK, which=PICK, lost=SELDOM)
-    async def sort_again(self, db: Db, pick: int, which: int, lost: bool) -> None:
+    async def reschedule(self, db: Db, pick: int, which: int, lost: bool) -> None:
         """Some of what is not loaded yet goes back: its window is closed."""
         hand = self.pick(self.unloaded(), pick)
         ids = hand.batch.ids
@@ -608,7 +608,7 @@ class Machine(RuleBasedStateMachine):
             return
         keep = [id_ for id_ in ids if id_ not in moved]
         version = await db.fetchval("SELECT version FROM mailings WHERE id = $1", hand.batch.mailing_id)
-        if not await queue.sort_again(db, hand.batch, keep, list(moved.items()), version=version):
+        if not await queue.reschedule(db, hand.batch, keep, list(moved.items()), version=version):
             assert (hand.batch.id, hand.batch.owner) not in self.seen.owned, "the owner may sort again"
             self.drop(hand)
         elif lost or not keep:
@@ -659,18 +659,18 @@ class Machine(RuleBasedStateMachine):
                 if not row.owned or row.finished:
                     self.drop(hand)
                     continue
-                if row.mark > hand.mark:
-                    fresh = [message for position, message in hand.staged if position < row.mark]
+                if row.watermark > hand.watermark:
+                    fresh = [message for position, message in hand.staged if position < row.watermark]
                     hand.staged = hand.staged[len(fresh) :]
-                    hand.skipped = [position for position in hand.skipped if position >= row.mark]
-                    hand.mark = row.mark
+                    hand.skipped = [position for position in hand.skipped if position >= row.watermark]
+                    hand.watermark = row.watermark
                     hand.ready += fresh
                     # The others were granted by a record whose answer was lost.
                     marked = self.seen.marked
                     self.granted += [(hand, m) for m in fresh if (m.id, hand.batch.seq) not in marked]
-                elif hand.loaded > hand.mark:
+                elif hand.loaded > hand.watermark:
                     hand.unstage()
-                hand.late = row.late
+                hand.foreign_rows = row.foreign_rows
                 if row.status is not MailingStatus.RUNNING or row.now >= row.ends_at:
                     self.give_back(hand)
                 for message in hand.ready[:started]:
@@ -693,7 +693,7 @@ class Machine(RuleBasedStateMachine):
             batch_id=hand.batch.id,
             message_id=message.id,
             outcome=outcome,
-            standing=Standing.SUPPRESSED if suppressed else hand.batch.standing,
+            state=MessageState.SUPPRESSED if suppressed else hand.batch.state,
             started_at=self.tick(),
             duration_ms=None,
             phone=None,
@@ -753,8 +753,8 @@ class Machine(RuleBasedStateMachine):
         loaded = request.history
         history = backoff.History(loaded.counted, loaded.declined, loaded.in_doubt)
         next_ = backoff.after(outcome, reason, history, self.policy, wait=wait)
-        if next_.standing is Standing.RETRYING and hand.batch.standing is Standing.DOUBTFUL:
-            next_ = replace(next_, standing=Standing.DOUBTFUL)
+        if next_.state is MessageState.RETRYING and hand.batch.state is MessageState.DOUBTFUL:
+            next_ = replace(next_, state=MessageState.DOUBTFUL)
         due_at = None
         if next_.wait is not None:
             due_at = self.now + timedelta(seconds=WAIT + next_.wait) if next_.wait and not soon else self.now
@@ -762,7 +762,7 @@ class Machine(RuleBasedStateMachine):
             batch_id=hand.batch.id,
             message_id=request.message_id,
             outcome=outcome,
-            standing=next_.standing,
+            state=next_.state,
             started_at=request.started_at,
             duration_ms=12,
             phone=loaded.phone,
@@ -799,7 +799,9 @@ class Machine(RuleBasedStateMachine):
         late = self.late[who]
         keys = [(result.message_id, seq, result.started_at) for seq, result in late]
         mine = await ledger.mine(db, who, keys)
-        left = [told for told, key in zip(late, keys, strict=True) if key not in mine and told[1].outcome not in BOOKS]
+        left = [
+            told for told, key in zip(late, keys, strict=True) if key not in mine and told[1].outcome not in OWN_ENTRIES
+        ]
         if left:
             await ledger.append_late(db, who, left[0][1])
 
@@ -821,9 +823,9 @@ class Machine(RuleBasedStateMachine):
         """From whoever owns, who does not hear of it; not ``settled``: whoever took it over died in between."""
         owned = sorted(await queue.owned(db))
         chosen = [batch for n, batch in enumerate(owned) if not which >> n % 3 & 1]
-        for batch in await queue.adopt(db, who, chosen):
+        for batch in await queue.reclaim(db, who, chosen):
             if settled:
-                await take_over(db, who, [batch], self.policy, wait)
+                await settle(db, who, [batch], self.policy, wait)
 
     @verb(when=lambda self: bool(self.hands or self.gone), most=1, who=WHO)
     async def die(self, db: Db, who: int) -> None:
@@ -874,7 +876,7 @@ class Machine(RuleBasedStateMachine):
             then = await task
         self.take(effect)
         self.take(then)
-        self.granted = []  # the other may have written after the mark was granted
+        self.granted = []  # the other may have written after the watermark was granted
 
     # ---- what must hold ----------------------------------------------------------------------------------------------
 
@@ -885,7 +887,7 @@ class Machine(RuleBasedStateMachine):
             self.sound = True
 
     async def check(self) -> None:
-        assert not await books(self.db)
+        assert not await ledger_errors(self.db)
         before, self.seen = self.seen, await look(self.db)
         self.transitions_are_legal(before)
         self.completed_means_complete(before)
@@ -921,8 +923,8 @@ class Machine(RuleBasedStateMachine):
                 continue
             assert mailing["planned"]
             for message_id, (of, _) in self.seen.messages.items():
-                standing = self.seen.standing(message_id)
-                assert of != mailing_id or standing not in OPEN_STANDINGS, f"completed; {message_id} is {standing}"
+                state = self.seen.state(message_id)
+                assert of != mailing_id or state not in OPEN_STATES, f"completed; {message_id} is {state}"
 
     def wire_agrees(self) -> None:
         copies = Counter(request.message_id for request in self.requests if request.maybe_sent)
@@ -937,7 +939,7 @@ class Machine(RuleBasedStateMachine):
             most = GIVES_UP[self.policy] + self.asked_again[message_id]
             assert copies[message_id] <= most, f"{copies[message_id]} copies of {message_id}, {rows}"
             if any(outcome is Outcome.ACCEPTED for outcome, _ in rows):
-                assert rows[-1][1] is Standing.SENT, f"{message_id} was accepted and is {rows[-1][1]}"
+                assert rows[-1][1] is MessageState.SENT, f"{message_id} was accepted and is {rows[-1][1]}"
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
@@ -958,8 +960,8 @@ class Machine(RuleBasedStateMachine):
         await audience.begin_due(self.db)
         while await audience.unplanned(self.db):
             await self.plan(self.db, 0, 3)
-        for batch in await queue.adopt(self.db, HEIR, await queue.owned(self.db)):
-            await take_over(self.db, HEIR, [batch], self.policy, WAIT)
+        for batch in await queue.reclaim(self.db, HEIR, await queue.owned(self.db)):
+            await settle(self.db, HEIR, [batch], self.policy, WAIT)
         await self.db.execute("UPDATE batches SET due_at = now()")
         self.steps = 9
         await self.check()

@@ -21,13 +21,13 @@ from tests.conftest import poll_until
 from tests.storage.scenes import (
     ME,
     batches_of,
-    books,
     claim_one,
     insert_batch,
     insert_clients,
     insert_ledger,
     insert_mailing,
     insert_messages,
+    ledger_errors,
     let_a_month_pass,
     marked,
     plan_slice,
@@ -308,7 +308,7 @@ async def test_a_word_writes_one_row_however_large_the_mailing_is(db: Pool) -> N
             else:
                 await mailings.act(conn, mailing_id, verb)
             assert await _written(conn) == before | {"mailings": before.get("mailings", 0) + 1}
-        assert not await books(db)
+        assert not await ledger_errors(db)
 
 
 # ---- edit ---------------------------------------------------------------------------------------------------------
@@ -379,11 +379,11 @@ async def test_an_edit_must_leave_times_that_can_be(db: Pool) -> None:
 
 
 async def test_a_later_end_reaches_a_running_mailing(db: Pool) -> None:
-    mailing_id, _, batch = await marked(db, 3, mark=1)
+    mailing_id, _, batch = await marked(db, 3, watermark=1)
     ends_at = soon(7200)
     await mailings.edit(db, mailing_id, {"ends_at": ends_at})
-    recorded = await record_one(db, report(batch, 2, old_mark=1))
-    assert (recorded.ends_at, recorded.version, recorded.mark) == (ends_at, 2, 2)
+    recorded = await record_one(db, report(batch, 2, old_watermark=1))
+    assert (recorded.ends_at, recorded.version, recorded.watermark) == (ends_at, 2, 2)
 
 
 async def _five_batches(db: Db) -> tuple[int, list[int]]:
@@ -396,8 +396,8 @@ async def _five_batches(db: Db) -> tuple[int, list[int]]:
         await insert_batch(db, mailing_id, [ids[0]], due_in=3600),
         await insert_batch(db, mailing_id, [ids[1]], due_in=-60),
         await insert_batch(db, mailing_id, [ids[2]], due_in=1000, replica=ME),
-        await insert_batch(db, mailing_id, [ids[3]], seq=2, standing="retrying", due_in=250),
-        await insert_batch(db, mailing_id, [ids[4]], seq=2, standing="retrying", due_in=3600),
+        await insert_batch(db, mailing_id, [ids[3]], seq=2, state="retrying", due_in=250),
+        await insert_batch(db, mailing_id, [ids[4]], seq=2, state="retrying", due_in=3600),
     ]
     return mailing_id, batches
 
@@ -412,7 +412,7 @@ async def test_another_window_makes_what_waits_for_it_due_at_once(
     await mailings.edit(db, mailing_id, {"window": window, "text": "new"})
     rows = {row["id"]: row["due_at"] for row in await batches_of(db, mailing_id)}
     assert [round((rows[batch] - now).total_seconds() / 10) * 10 for batch in batches] == due
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 # ---- delete, purge ------------------------------------------------------------------------------------------------
@@ -454,8 +454,8 @@ async def _sent_and_failed(db: Db) -> int:
     batch = await claim_one(db)
     await record_one(db, report(batch, 2))
     rejected = result(batch, ids[1], "rejected", "failed", reason="rejected")
-    await record_one(db, report(batch, 2, old_mark=2, release=True), result(batch, ids[0]), rejected)
-    assert not await books(db)
+    await record_one(db, report(batch, 2, old_watermark=2, release=True), result(batch, ids[0]), rejected)
+    assert not await ledger_errors(db)
     return mailing_id
 
 
@@ -467,13 +467,13 @@ async def test_a_deleted_mailing_goes_piece_by_piece_and_leaves_nothing(db: Pool
     assert await mailings.purge(db) is False
     await mailings.delete(db, deleted)
     assert await mailings.purge(db) is False
-    assert not await books(db)
+    assert not await ledger_errors(db)
     await let_a_month_pass(db)
 
     messages = []
     while await mailings.purge(db):
         messages.append(await db.fetchval("SELECT count(*) FROM messages WHERE mailing_id = $1", deleted))
-        assert not await books(db)
+        assert not await ledger_errors(db)
 
     assert messages == [6, 3, 0, 0]
     assert await rows_left(db) == before
@@ -481,28 +481,28 @@ async def test_a_deleted_mailing_goes_piece_by_piece_and_leaves_nothing(db: Pool
 
 
 async def test_nothing_is_purged_while_somebody_owns_a_batch(db: Pool) -> None:
-    mailing_id, ids, batch = await marked(db, 2, mark=2)
+    mailing_id, ids, batch = await marked(db, 2, watermark=2)
     await mailings.delete(db, mailing_id)
     await let_a_month_pass(db)
     assert await mailings.purge(db) is False
-    await record_one(db, report(batch, 2, old_mark=2), result(batch, ids[0]))
+    await record_one(db, report(batch, 2, old_watermark=2), result(batch, ids[0]))
     assert await mailings.purge(db) is False
-    assert (await record_one(db, report(batch, 2, old_mark=2), result(batch, ids[1]))).finished
+    assert (await record_one(db, report(batch, 2, old_watermark=2), result(batch, ids[1]))).finished
     assert await mailings.purge(db) is True
     assert await mailings.purge(db) is True
     assert await rows_left(db) == {}
 
 
 async def test_without_waiting_for_the_owner_rows_are_left_that_belong_to_nothing(db: Pool) -> None:
-    mailing_id, ids, batch = await marked(db, 2, mark=2)
+    mailing_id, ids, batch = await marked(db, 2, watermark=2)
     await mailings.delete(db, mailing_id)
     await let_a_month_pass(db)
     async with without(db, {"AND b.owner IS NOT NULL)": "AND false)"}) as changed:
         await mailings.purge(changed)
-        await record_one(db, report(batch, 2, old_mark=2), result(batch, ids[0]))
+        await record_one(db, report(batch, 2, old_watermark=2), result(batch, ids[0]))
         while await mailings.purge(changed):
             pass
-    assert await books(db) == ["1 ledger rows of no message"]
+    assert await ledger_errors(db) == ["1 ledger rows of no message"]
 
 
 async def test_two_who_purge_pass_each_other(db: Pool) -> None:
@@ -533,12 +533,12 @@ async def test_a_deleted_mailing_is_restored_whole(db: Pool) -> None:
         with pytest.raises(NotFound):
             await mailings.get_deleted(db, mailing_id)
 
-    mailing_id, ids, batch = await marked(db, 4, mark=2)
+    mailing_id, ids, batch = await marked(db, 4, watermark=2)
     await mailings.delete(db, mailing_id)
-    await record_one(db, report(batch, 2, old_mark=2), result(batch, ids[0]))
+    await record_one(db, report(batch, 2, old_watermark=2), result(batch, ids[0]))
     await mailings.restore(db, mailing_id)
-    await record_one(db, report(batch, 2, old_mark=2, release=True), result(batch, ids[1]))
-    assert not await books(db)
+    await record_one(db, report(batch, 2, old_watermark=2, release=True), result(batch, ids[1]))
+    assert not await ledger_errors(db)
     assert await queue.claim(db, ME, after=0) == []
     counts = (await statistics.of_mailing(db, mailing_id)).messages
     assert {status: n for status, n in counts.items() if n} == {"sent": 2, "cancelled": 2}
@@ -761,20 +761,20 @@ async def test_the_last_slice_and_the_close_do_not_miss_each_other(db: Pool) -> 
         lambda conn: mailings.close(conn, mailing.id),
     )
     assert not closed
-    assert not await books(db)
+    assert not await ledger_errors(db)
 
 
 async def test_what_is_left_over_at_the_end_expires(db: Pool) -> None:
-    mailing_id, ids, batch = await marked(db, 4, mark=2)
+    mailing_id, ids, batch = await marked(db, 4, watermark=2)
     await record_one(db, report(batch), result(batch, ids[0]))
     await db.execute("UPDATE mailings SET ends_at = now()")
     assert await mailings.finish_ended(db) == [mailing_id]
-    assert not await books(db)
+    assert not await ledger_errors(db)
     assert await queue.claim(db, ME, after=0) == []
-    recorded = await record_one(db, report(batch, 4, old_mark=2), result(batch, ids[1]))
-    assert (recorded.status, recorded.mark) == ("finished", 2)
-    await record_one(db, report(batch, 2, old_mark=2, release=True))
-    assert not await books(db)
+    recorded = await record_one(db, report(batch, 4, old_watermark=2), result(batch, ids[1]))
+    assert (recorded.status, recorded.watermark) == ("finished", 2)
+    await record_one(db, report(batch, 2, old_watermark=2, release=True))
+    assert not await ledger_errors(db)
 
 
 # ---- time and waking ----------------------------------------------------------------------------------------------

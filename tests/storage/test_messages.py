@@ -21,7 +21,7 @@ PLANNED = datetime(2026, 3, 1, 8, tzinfo=UTC)
 DUE = datetime(2026, 3, 1, 10, tzinfo=UTC)
 STATUSES = ("running", "paused", "finished", "cancelled")
 
-# id → its ledger rows, (outcome, standing) each
+# id → its ledger rows, (outcome, state) each
 LEDGER = {
     1001: [("accepted", "sent")],
     1009: [("accepted", "sent")],
@@ -42,7 +42,7 @@ LEDGER = {
     **{n: [("not_started", "waiting")] for n in range(2011, 2020)},
     2020: [("unknown", "unknown"), ("resolved", "doubtful"), ("unknown", "unknown")],
 }
-# ids, seq, standing, mark of an owned one, done
+# ids, seq, state, watermark of an owned one, done
 BATCHES: list[tuple[Sequence[int], int, str, int, int]] = [
     (range(1001, 1006), 1, "waiting", 3, 1),
     (range(1006, 1009), 1, "waiting", 0, 0),
@@ -93,8 +93,8 @@ async def insert_attempts(db: Db, mailing_id: int, message_id: int, *rows: tuple
     """Rows 1, 2, 3, a minute apart and 250 ms long; each but an accepted one has a reason of its number."""
     await db.executemany(
         """
-        INSERT INTO attempts (message_id, mailing_id, started_at, phone, duration_ms, outcome, standing, seq, reason)
-        VALUES ($1, $2, $3, 79990000000, 250, $4::text::outcome, $5::text::standing, $6, $7)
+        INSERT INTO attempts (message_id, mailing_id, started_at, phone, duration_ms, outcome, state, seq, reason)
+        VALUES ($1, $2, $3, 79990000000, 250, $4::text::outcome, $5::text::message_state, $6, $7)
         """,
         [
             (
@@ -102,23 +102,23 @@ async def insert_attempts(db: Db, mailing_id: int, message_id: int, *rows: tuple
                 mailing_id,
                 AT + timedelta(minutes=seq),
                 outcome,
-                standing,
+                state,
                 seq,
                 None if outcome == "accepted" else f"r{seq}",
             )
-            for seq, (outcome, standing) in enumerate(rows, start=1)
+            for seq, (outcome, state) in enumerate(rows, start=1)
         ],
     )
 
 
 async def insert_batch(
-    db: Db, mailing_id: int, ids: Sequence[int], seq: int, standing: str, mark: int = 0, done: int = 0
+    db: Db, mailing_id: int, ids: Sequence[int], seq: int, state: str, watermark: int = 0, done: int = 0
 ) -> None:
     await db.execute(
         """
-        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing, ids, owner, replica, mark,
+        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state, ids, owner, replica, watermark,
                              done)
-        VALUES ($1, $2, $3, $4, $5, $6, $7::text::standing, $8, $9::int, $9::int, $10, $11)
+        VALUES ($1, $2, $3, $4, $5, $6, $7::text::message_state, $8, $9::int, $9::int, $10, $11)
         """,
         mailing_id,
         DUE,
@@ -126,10 +126,10 @@ async def insert_batch(
         ids[-1],
         len(ids),
         seq,
-        standing,
+        state,
         None if isinstance(ids, range) else ids,
-        1 if mark else None,
-        mark,
+        1 if watermark else None,
+        watermark,
         done,
     )
 
@@ -154,8 +154,8 @@ def reference(mailing: str) -> dict[int, str]:
     for message_id in (*range(1001, 1021), *range(2001, 2021)):
         rows = LEDGER.get(message_id, [])
         status = rows[-1][1] if rows else "waiting"
-        for ids, seq, _, mark, _ in BATCHES:
-            if message_id in ids[:mark] and len(rows) < seq:
+        for ids, seq, _, watermark, _ in BATCHES:
+            if message_id in ids[:watermark] and len(rows) < seq:
                 status = "sending"
         if status in ("waiting", "retrying") and over:
             status = over
@@ -197,10 +197,10 @@ async def test_the_statistics_are_the_rows_counted(db: Pool, mailing: str) -> No
     mailing_id = await insert_everything(db, mailing)
     await db.execute(
         """
-        INSERT INTO counters (mailing_id, slot, standing, n)
-        SELECT mailing_id, 0, standing, count(*)
+        INSERT INTO counters (mailing_id, slot, state, n)
+        SELECT mailing_id, 0, state, count(*)
         FROM (SELECT DISTINCT ON (message_id) * FROM attempts ORDER BY message_id, seq DESC) last
-        WHERE standing <> 'waiting' GROUP BY mailing_id, standing
+        WHERE state <> 'waiting' GROUP BY mailing_id, state
         """
     )
 
@@ -262,8 +262,8 @@ async def test_when_a_status_became_what_it_is(db: Pool) -> None:
     """Failed and unknown: at the end of the last attempt; expired: when the mailing was over; waiting: never."""
     mailing_id = await insert_mailing(db)
     await insert_slice(db, mailing_id, 1, await insert_clients(db, 4))
-    for message_id, standing in ((1, "failed"), (2, "unknown"), (3, "retrying")):
-        await insert_attempts(db, mailing_id, message_id, ("rejected", standing))
+    for message_id, state in ((1, "failed"), (2, "unknown"), (3, "retrying")):
+        await insert_attempts(db, mailing_id, message_id, ("rejected", state))
     [failed, unknown, retrying, waiting] = [await messages.get(db, message_id) for message_id in (1, 2, 3, 4)]
     for message in (failed, unknown):
         assert message.changed_at == message.timeline[-1].at + timedelta(
@@ -346,12 +346,12 @@ async def test_a_message_with_its_timeline(db: Pool) -> None:
 
 
 async def test_a_message_on_its_way_counts_the_request_that_may_have_started(db: Pool) -> None:
-    """1 is under the mark, 2 beyond it."""
+    """1 is under the watermark, 2 beyond it."""
     mailing_id = await insert_mailing(db)
     await insert_slice(db, mailing_id, 1, await insert_clients(db, 2))
     for message_id in (1, 2):
         await insert_attempts(db, mailing_id, message_id, ("unavailable", "retrying"))
-    await insert_batch(db, mailing_id, [1, 2], 2, "retrying", mark=1)
+    await insert_batch(db, mailing_id, [1, 2], 2, "retrying", watermark=1)
 
     one, two = await messages.get(db, 1), await messages.get(db, 2)
 

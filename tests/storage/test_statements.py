@@ -84,7 +84,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
     await audience.by_zone(db, Filter(tags=["vip"]))
     for retries in (False, True):
         await queue.claim(db, ME, after=0, retries=retries)
-    await queue.orders(db, mailing_id)
+    await queue.send_settings(db, mailing_id)
     await mailings.get(db, mailing_id)
     for archived in (False, True):
         await mailings.page(db, status=None, before=None, limit=5, archived=archived)
@@ -113,7 +113,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
         "audience.unplanned",
         "audit._finding",
         "queue.claim",
-        "queue.orders",
+        "queue.send_settings",
         "mailings.create",
         "mailings.get",
         "mailings.get_deleted",

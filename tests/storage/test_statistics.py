@@ -32,27 +32,27 @@ async def insert_mailing(db: Db, status: str = "running", audience: int = 0, pla
 
 async def insert_counters(db: Db, mailing_id: int, **numbers: int) -> None:
     """Each number is spread over two slots, as two replicas would."""
-    for standing, n in numbers.items():
+    for state, n in numbers.items():
         for slot, part in ((0, n // 3), (5, n - n // 3)):
             await db.execute(
-                "INSERT INTO counters VALUES ($1, $2, $3::text::standing, $4, now(), now())",
+                "INSERT INTO counters VALUES ($1, $2, $3::text::message_state, $4, now(), now())",
                 mailing_id,
                 slot,
-                standing,
+                state,
                 part,
             )
 
 
-async def insert_owned(db: Db, mailing_id: int, standing: str, mark: int, done: int) -> None:
+async def insert_owned(db: Db, mailing_id: int, state: str, watermark: int, done: int) -> None:
     await db.execute(
         """
-        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing, owner, replica, mark,
+        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state, owner, replica, watermark,
                              done)
-        VALUES ($1, now(), 1, 100, 100, 1, $2::text::standing, 1, 1, $3, $4)
+        VALUES ($1, now(), 1, 100, 100, 1, $2::text::message_state, 1, 1, $3, $4)
         """,
         mailing_id,
-        standing,
-        mark,
+        state,
+        watermark,
         done,
     )
 
@@ -90,9 +90,9 @@ async def test_every_status_is_named_and_the_sum_is_the_audience(
     """Sending is taken off the counters that the owned batches name: 4 waiting, 5 retrying, 3 in doubt."""
     mailing_id = await insert_mailing(db, status, audience=100)
     await insert_counters(db, mailing_id, **COUNTERS)
-    await insert_owned(db, mailing_id, "waiting", mark=50, done=46)
-    await insert_owned(db, mailing_id, "retrying", mark=5, done=0)
-    await insert_owned(db, mailing_id, "doubtful", mark=3, done=0)
+    await insert_owned(db, mailing_id, "waiting", watermark=50, done=46)
+    await insert_owned(db, mailing_id, "retrying", watermark=5, done=0)
+    await insert_owned(db, mailing_id, "doubtful", watermark=3, done=0)
 
     found = await statistics.of_mailing(db, mailing_id)
 
@@ -130,7 +130,7 @@ async def test_totals_add_up_mailings_that_run_and_that_are_over(db: Pool) -> No
         mailing_id = await insert_mailing(db, status, audience=0 if status == "draft" else 10)
         if status != "draft":
             await insert_counters(db, mailing_id, sent=3, retrying=2, doubtful=1)
-    await insert_owned(db, mailing_id - 4, "waiting", mark=2, done=1)
+    await insert_owned(db, mailing_id - 4, "waiting", watermark=2, done=1)
 
     found = await statistics.totals(db)
 

@@ -377,8 +377,8 @@ async def test_a_mailing_outside_its_hours_says_so(api: Api, db: Pool) -> None:
     path = await set_status(db, mailing, "running")
     await db.execute("UPDATE mailings SET audience = 2")
     batch = """
-        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing)
-        VALUES ($1, now() + $2 * interval '1 hour', 1, 1, 1, 1, $3::text::standing)
+        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state)
+        VALUES ($1, now() + $2 * interval '1 hour', 1, 1, 1, 1, $3::text::message_state)
     """
     assert (await api.get(path)).json["status_reason"] is None
     await db.execute(batch, mailing["id"], 1, "waiting")
@@ -392,7 +392,7 @@ async def test_a_mailing_outside_its_hours_says_so(api: Api, db: Pool) -> None:
     await db.execute("UPDATE batches SET owner = NULL, replica = NULL")
     await db.execute(batch, mailing["id"], -1, "waiting")  # something is due
     assert (await api.get(path)).json["status_reason"] is None
-    await db.execute("UPDATE batches SET standing = 'retrying', due_at = now() + interval '1 minute'")
+    await db.execute("UPDATE batches SET state = 'retrying', due_at = now() + interval '1 minute'")
     assert (await api.get(path)).json["status_reason"] is None
 
 
@@ -400,7 +400,7 @@ async def test_a_mailing_says_about_how_many_somebody_has_to_decide(api: Api, db
     mailing = await made(api)
     path = await set_status(db, mailing, "running")
     await db.execute(
-        "INSERT INTO counters (mailing_id, slot, standing, n) "
+        "INSERT INTO counters (mailing_id, slot, state, n) "
         "VALUES ($1, 0, 'unknown', 7), ($1, 1, 'unknown', -2), ($1, 0, 'doubtful', 4), ($1, 0, 'sent', 9)",
         mailing["id"],
     )

@@ -269,7 +269,7 @@ async def test_a_database_that_is_away_is_told(browser: Browser, db: Pool) -> No
         page = await browser.get(path)
         assert (page.status, page.headers["Retry-After"]) == (503, "2")
         assert "Nothing is lost" in page.text
-        assert page.html.partition("<main")[2].count("The database is away") == 1
+        assert page.html.partition("<main")[2].count("The database is unavailable") == 1
 
 
 # ---- mailings
@@ -602,8 +602,8 @@ async def test_the_tiles_add_up_to_the_messages(browser: Browser, db: Pool) -> N
     for status in ("running", "cancelled", "finished"):
         mailing_id = await insert_mailing(db, status)
         await db.execute("UPDATE mailings SET audience = 25 WHERE id = $1", mailing_id)
-        for standing, count in stands.items():
-            await db.execute("INSERT INTO counters VALUES ($1, 0, $2, $3, now(), now())", mailing_id, standing, count)
+        for state, count in stands.items():
+            await db.execute("INSERT INTO counters VALUES ($1, 0, $2, $3, now(), now())", mailing_id, state, count)
         paths.append(f"/admin/mailings/{mailing_id}")
     for path in paths:
         html = (await browser.get(path)).html
@@ -960,7 +960,7 @@ async def test_a_mailing_outside_its_hours_says_when_it_goes_on(browser: Browser
     await db.execute("UPDATE mailings SET window_from = '09:00', window_to = '21:00', ends_at = '2200-02-01Z'")
     await db.execute(
         """
-        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, standing)
+        INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state)
         VALUES ($1, '2200-01-31T09:00Z', 1001, 1001, 1, 1, 'waiting')
         """,
         mailing_id,
@@ -986,12 +986,12 @@ async def over_with(db: Pool, **messages: int) -> str:
     mailing_id = await insert_mailing(db, "finished")
     await insert_slice(db, mailing_id, 1, await insert_clients(db, sum(messages.values())))
     first = 1
-    for standing, count in messages.items():
+    for state, count in messages.items():
         for message_id in range(first, first + count):
-            if standing != "waiting":
-                await insert_attempts(db, mailing_id, message_id, ("unknown", standing))
-        if standing != "waiting":
-            await db.execute("INSERT INTO counters VALUES ($1, 0, $2, $3, now(), now())", mailing_id, standing, count)
+            if state != "waiting":
+                await insert_attempts(db, mailing_id, message_id, ("unknown", state))
+        if state != "waiting":
+            await db.execute("INSERT INTO counters VALUES ($1, 0, $2, $3, now(), now())", mailing_id, state, count)
         first += count
     await db.execute(
         "UPDATE mailings SET audience = $2, planned = true, over_at = now(), status_reason = 'ended' WHERE id = $1",

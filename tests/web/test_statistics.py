@@ -16,7 +16,7 @@ async def test_a_mailing_in_numbers(api: Api, db: Pool) -> None:
     """10 messages: 3 sent, 2 failed, 1 on its way, 4 waiting."""
     mailing_id = await insert_mailing(db, audience=10)
     await insert_counters(db, mailing_id, sent=3, failed=2)
-    await insert_owned(db, mailing_id, "waiting", mark=6, done=5)
+    await insert_owned(db, mailing_id, "waiting", watermark=6, done=5)
     await db.execute("INSERT INTO failures VALUES ($1, 0, 'rejected', 2)", mailing_id)
     await db.execute("INSERT INTO series VALUES ($1, 0, '2026-03-01T09:00:10Z', 3, 2)", mailing_id)
     at = "2026-03-01T09:00:10.000000Z"

@@ -1,9 +1,9 @@
-"""The control connection of a replica: it hears what others changed, and its lock says that this replica lives.
+"""The control connection of a replica: it LISTENs to what others changed, and its lock says that this replica lives.
 
 The lock goes with the connection, so a kill -9 frees it at once, long before the heartbeat is missed. It is a hint that
-makes a take-over faster, and nothing relies on it: behind a pooler in transaction mode a connection is nobody's own. A
-replica says that it holds its lock only after it has heard, over this very connection, a word that it sent itself over
-another.
+makes reclaiming faster, and nothing relies on it: behind a pooler in transaction mode a connection is nobody's own. A
+replica says that it holds its lock only after it has received, over this very connection, a notification that it sent
+itself over another.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from notifier.storage.database import AWAY, Pool
 
 log = structlog.get_logger(__name__)
 
-# Seconds between two looks at the locks of the others.
-LOOK = 0.35
+# Seconds between two checks of the others' locks.
+CHECK = 0.35
 # Until the lock is free that the connection before held (seconds): well under the time after which it tells.
 AGAIN = 0.1
 # A connection that is younger (seconds) shows nothing: a restart of the database frees all locks at once, and their
 # holders need a moment to come back.
 TRUSTED_AFTER = 5.0
-# Without an answer to the own word for so long (seconds) it is asked again: a pooler, or a lost word.
-PATIENCE = 5.0
+# Seconds after which the own notification, which did not come back, is sent again: a pooler, or it was lost.
+ECHO_WITHIN = 5.0
 
 
-class Session:
+class ControlConnection:
     """Connects by itself, and again when the connection is lost.
 
     ``on_news`` is called when a replica changed something, ``on_locks`` with the numbers of those whose lock is
@@ -59,30 +59,30 @@ class Session:
         self._since = 0.0
         self._asked = 0.0
         self._locked = False
-        self._heard_itself = False
+        self._echoed = False
 
     @property
     def held(self) -> bool:
         """Whether the lock is held, and on a connection that is really ours."""
-        return self._locked and self._heard_itself
+        return self._locked and self._echoed
 
     async def poll(self) -> float:
-        """Connect where there is no connection, then look at the others' locks; seconds until the next look."""
-        if self._deaf():
+        """Connect where there is no connection, then check the others' locks; seconds until the next check."""
+        if self._is_closed():
             await self._connect()
         if not self._locked:
             self._locked = await replicas.lock(self._connection, self._replica)
             if not self._locked:  # the server has not noticed yet that the connection before is gone
                 return AGAIN
         now = time.monotonic()
-        if not self._heard_itself:
-            if now - self._asked >= PATIENCE:
+        if not self._echoed:
+            if now - self._asked >= ECHO_WITHIN:
                 self._asked = now
                 await replicas.call(self._db, self._replica)
-            return LOOK
+            return CHECK
         if now - self._since >= TRUSTED_AFTER:
             self._on_locks(await replicas.unlocked(self._connection))
-        return LOOK
+        return CHECK
 
     async def _connect(self) -> None:
         await self.close()
@@ -90,15 +90,15 @@ class Session:
         try:
             self._connection.add_termination_listener(self._terminated)
             await self._connection.add_listener(mailings.CHANNEL, self._heard)
-        except BaseException:  # one that is deaf is of no use
+        except BaseException:  # one that does not listen is of no use
             await self.close()
             raise
         self._since = time.monotonic()
-        self._on_news()  # what was said before is known by looking
+        self._on_news()  # what was announced before is found by checking
 
     def _heard(self, _connection: object, _pid: int, _channel: str, word: object) -> None:
         if word == str(self._replica):
-            self._heard_itself = True
+            self._echoed = True
             self._on_held()
         elif not word:  # else it is the number of another replica
             self._on_news()
@@ -108,18 +108,18 @@ class Session:
         self._on_lost()
 
     def _forget(self) -> None:
-        self._locked = self._heard_itself = False
+        self._locked = self._echoed = False
         self._asked = 0.0
         self._on_locks(None)
 
-    def _deaf(self) -> bool:
+    def _is_closed(self) -> bool:
         try:
             return self._connection is None or self._connection.is_closed()
         except asyncpg.InterfaceError:  # the pool has taken a broken connection back by itself
             return True
 
     async def close(self) -> None:
-        """Close the connection, and with it lock and ears: the pool must not hand them on."""
+        """Close the connection, so that its advisory lock and LISTEN do not return to the pool."""
         if self._connection is None:
             return
         connection, self._connection = self._connection, None
@@ -128,7 +128,7 @@ class Session:
             closed = connection.is_closed()  # raises for one that the pool has taken back
             connection.remove_termination_listener(self._terminated)
             if closed:
-                connection.terminate()  # broken just now, it may still have our ears; the pool would warn of them
+                connection.terminate()  # broken just now, it may still have our listener; the pool would warn of it
             else:
                 await connection.close()
             await self._db.release(connection)

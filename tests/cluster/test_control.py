@@ -9,25 +9,24 @@ from typing import Any
 import asyncpg
 import pytest
 
-from notifier.delivery import scheduler, session
-from notifier.delivery.session import Session
+from notifier.cluster import control
+from notifier.cluster.control import ControlConnection
 from notifier.storage import replicas
 from notifier.storage.database import Pool
 from tests.conftest import poll_until
-from tests.delivery.conftest import World
 
 
 @asynccontextmanager
-async def a_session(db: Pool, replica: int, **calls: Any) -> AsyncIterator[Session]:
+async def a_session(db: Pool, replica: int, **calls: Any) -> AsyncIterator[ControlConnection]:
     names = ("on_news", "on_locks", "on_held", "on_lost")
-    session = Session(db, replica, **{name: calls.get(name, lambda *_: None) for name in names})
+    session = ControlConnection(db, replica, **{name: calls.get(name, lambda *_: None) for name in names})
     try:
         yield session
     finally:
         await session.close()
 
 
-async def held(own: Session) -> None:
+async def held(own: ControlConnection) -> None:
     """Poll until the lock is held, on a connection that hears itself."""
 
     async def so() -> bool:
@@ -46,7 +45,7 @@ async def registered(db: Pool, name: str) -> int:
 
 
 async def test_a_lock_goes_with_its_connection(db: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "TRUSTED_AFTER", 0.0)
+    monkeypatch.setattr(control, "TRUSTED_AFTER", 0.0)
     one, other = await registered(db, "one"), await registered(db, "other")
     seen: list[set[int] | None] = []
     async with a_session(db, one, on_locks=seen.append) as mine:
@@ -117,53 +116,3 @@ async def test_who_does_not_hear_itself_does_not_say_that_it_holds_a_lock(
         for _ in range(3):
             await own.poll()
         assert not own.held
-
-
-async def test_a_killed_replicas_work_is_taken_over_long_before_its_heartbeat_is_missed(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session, "TRUSTED_AFTER", 0.0)
-    monkeypatch.setattr(scheduler, "DEAD_AFTER", 1_000.0)
-    world.simulator.script(latency=50)
-    await world.clients(300)
-    victim = await world.replica(concurrency=10)
-
-    async def holds_its_lock() -> bool:
-        return bool(await world.db.fetchval("SELECT bool_and(session) FROM replicas"))
-
-    await poll_until(holds_its_lock)
-    mailing = await world.mailing()
-    await poll_until(lambda: victim.sender is not None and victim.sender.inflight)
-    await world.replica(concurrency=10)
-    await world.kill(victim)
-    await world.finished(mailing)
-    assert await world.counts(mailing) == {"sent": 300}
-    assert (await world.outcomes(mailing))["interrupted"] > 0
-    await world.check(mailing)
-
-
-async def test_a_lost_control_connection_is_told_before_others_can_see_a_death_in_it(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scheduler, "BEAT", 1_000.0)
-    replica = await world.replica()
-
-    async def says_so() -> bool:
-        return bool(await world.db.fetchval("SELECT session FROM replicas WHERE id = $1", replica.replica))
-
-    async def does_not_say_so() -> bool:
-        return not await says_so()
-
-    await poll_until(says_so)
-    async with world.db.acquire() as connection:
-
-        async def taken_away() -> bool:
-            await connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
-            )
-            return await replicas.lock(connection, replica.replica)
-
-        await poll_until(taken_away)
-        await poll_until(does_not_say_so)
-        await connection.execute("SELECT pg_advisory_unlock_all()")
-    await poll_until(says_so)

@@ -1,0 +1,1 @@
+"""What a replica runs beside its work: supervised loops, the control connection, the failure detector."""

@@ -1,0 +1,97 @@
+"""Batches of dead or stuck replicas: this one takes them over, and writes what can be known of their messages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from notifier import telemetry
+from notifier.cluster.detector import FailureDetector
+from notifier.delivery import backoff
+from notifier.delivery.recorder import REFUSED, store
+from notifier.models import OnUnknown, Outcome, Reason
+from notifier.storage import mailings, queue
+from notifier.storage.database import AWAY, Db, Pool, transaction
+from notifier.storage.queue import BatchReport, Claimed, Owned, Result
+
+log = structlog.get_logger(__name__)
+
+
+async def reclaim(
+    db: Pool, replica: int, left_behind: Sequence[Owned], detector: FailureDetector, policy: OnUnknown, wait: float
+) -> None:
+    """Reclaim and settle in one transaction: where nothing can be written the owners stay who they are.
+
+    A database that is full or read-only keeps everybody from progress; so nothing counts as stuck for that.
+    ``wait`` is the gateway's timeout in seconds.
+    """
+    try:
+        async with transaction(db) as conn:
+            reclaimed = await queue.reclaim(conn, replica, left_behind)
+            await settle(conn, replica, reclaimed, policy, wait)
+    except AWAY:
+        detector.forget_batches()
+        raise
+    except REFUSED:  # a row of one of them; it is split off by those who need no transaction around it
+        reclaimed = await queue.reclaim(db, replica, left_behind)
+        for batch in reclaimed:
+            await settle(db, replica, [batch], policy, wait, write=store)
+    for batch in reclaimed:
+        log.warning("reclaimed a batch", batch=batch.id, mailing_id=batch.mailing_id)
+        telemetry.TAKEOVERS.inc()
+
+
+async def settle(
+    db: Db,
+    replica: int,
+    batches: Sequence[Claimed],
+    policy: OnUnknown,
+    wait: float,
+    *,
+    write: Callable[[Db, int, Sequence[BatchReport], Sequence[Result]], Awaitable[object]] = queue.record,
+) -> None:
+    """Settle batches that were just reclaimed: in doubt are their ids under the watermark without a ledger row.
+
+    They get an `interrupted` row and, where the policy allows another try, a batch due after ``wait`` seconds (the
+    gateway's timeout), so that a late acceptance of the old owner still cancels it; what lies beyond the watermark was
+    not started and goes back into the queue.
+    """
+    if not batches:
+        return
+    now = await mailings.clock(db)
+    reports: list[BatchReport] = []
+    results: list[Result] = []
+    marked = [(batch, message_id) for batch in batches for message_id in batch.ids[: batch.watermark]]
+    loaded = await queue.load(db, [message_id for _, message_id in marked], [batch.seq for batch, _ in marked])
+    recorded = Counter(batch.id for (batch, _), message in zip(marked, loaded, strict=True) if message.recorded)
+    for batch in batches:
+        unknown_to_it = recorded[batch.id] - batch.done
+        reports.append(
+            BatchReport(
+                batch.id, batch.owner, batch.watermark, batch.watermark, unknown_to_it, batch.foreign_rows, release=True
+            )
+        )
+    for (batch, _), message in zip(marked, loaded, strict=True):
+        if message.recorded:
+            continue
+        history = backoff.History(message.counted, message.declined, message.in_doubt)
+        next_ = backoff.after(Outcome.INTERRUPTED, Reason.INTERRUPTED, history, policy, wait=wait)
+        results.append(
+            Result(
+                batch_id=batch.id,
+                message_id=message.id,
+                outcome=Outcome.INTERRUPTED,
+                state=next_.state,
+                started_at=now,
+                duration_ms=None,
+                phone=message.phone,
+                text_version=None,
+                status_code=None,
+                reason=next_.reason,
+                detail=None,
+                due_at=None if next_.wait is None else backoff.due_at(now, next_.wait),
+            )
+        )
+    await write(db, replica, reports, results)
