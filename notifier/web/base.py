@@ -11,10 +11,10 @@ import asyncio
 import hashlib
 import hmac
 import re
-import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import cache, partial, wraps
+from random import getrandbits
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
@@ -22,6 +22,8 @@ import orjson
 import structlog
 import tornado.web
 from marshmallow import Schema
+from prometheus_client import Counter, Histogram
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
 from notifier import errors, telemetry
 from notifier.models import INT64_MAX
@@ -41,6 +43,7 @@ from notifier.web.problems import (
     Unauthorized,
     problem_of,
 )
+from notifier.web.showing import show
 
 SMALL_BODY = 64 * 1024
 """Bytes that are read before anybody asks whose they are: as much as a head may have."""
@@ -274,6 +277,35 @@ def safe_headers(public: PublicUrl) -> dict[str, str]:
     return {**SAFE_HEADERS, "Strict-Transport-Security": f"max-age=31536000{subdomains}"}
 
 
+class Safe(tornado.web.OutputTransform):
+    """Gives each answer the safe headers that its handler has not set otherwise.
+
+    Together and at the end: set one by one at the beginning, each would be checked anew, and twice where it comes to an
+    error.
+    """
+
+    def __init__(self, headers: Mapping[str, str], request: HTTPServerRequest) -> None:
+        self._safe = headers
+
+    def transform_first_chunk(
+        self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        for name, value in self._safe.items():
+            if name not in headers:
+                headers[name] = value
+        return status_code, headers, chunk
+
+
+@cache
+def _answers(method: str, pattern: str, status: int) -> Counter:
+    return telemetry.HTTP_REQUESTS.labels(method, pattern, str(status))
+
+
+@cache
+def _seconds(pattern: str) -> Histogram:
+    return telemetry.HTTP_SECONDS.labels(pattern)
+
+
 class Base(tornado.web.RequestHandler):
     """What API and pages share: the context, the request's id, errors as problems, logs and metrics."""
 
@@ -301,15 +333,13 @@ class Base(tornado.web.RequestHandler):
         self.db: Db = self.context.db
         self.client = client_of(self.request, self.context.proxies)
         given = self.request.headers.get("X-Request-ID", "")
-        self.request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else secrets.token_hex(16)
+        self.request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else f"{getrandbits(128):032x}"
         self.set_header("X-Request-ID", self.request_id)  # the first call had come before there was one
         self._wake = False
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
         self.clear_header("Content-Type")
-        for name, value in safe_headers(self.settings["context"].public).items():
-            self.set_header(name, value)
         if hasattr(self, "request_id"):
             self.set_header("X-Request-ID", self.request_id)
 
@@ -456,8 +486,8 @@ class Base(tornado.web.RequestHandler):
         if self._wake:
             self.context.wake()
         method = self.request.method if self.request.method in self.SUPPORTED_METHODS else "other"
-        telemetry.HTTP_REQUESTS.labels(method, self.pattern, str(self.get_status())).inc()
-        telemetry.HTTP_SECONDS.labels(self.pattern).observe(self.request.request_time())
+        _answers(method, self.pattern, self.get_status()).inc()
+        _seconds(self.pattern).observe(self.request.request_time())
 
 
 class NotFound(Base):
@@ -559,7 +589,7 @@ class Handler(Base):
                 return
         if self.operation.answer is not None:
             self.set_header("Content-Type", "application/json")
-            self.write(orjson.dumps(schemas.made(self.operation.answer).dump(value)))
+            self.write(orjson.dumps(show(self.operation.answer, value)))
 
     def answer_page(self, items: list[Any], next_cursor: Sequence[int] | None) -> None:
         """Answer with a page of a list; ``next_cursor`` holds the integers where the next one begins."""

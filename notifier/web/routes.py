@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import orjson
 import tornado.web
@@ -25,7 +26,7 @@ from notifier.web import (
     system,
 )
 from notifier.web.application import Application
-from notifier.web.base import PUBLIC, SCOPES, Base, Context, NotFound, log_request
+from notifier.web.base import PUBLIC, SCOPES, Base, Context, NotFound, Safe, log_request, safe_headers
 
 VERBS = ("GET", "POST", "PATCH", "PUT", "DELETE")
 
@@ -154,7 +155,10 @@ def make_application(context: Context, routes: tuple[Route, ...] = ROUTES) -> Ap
         _grouped(routes),
         default_handler_class=NotFound,
         log_function=log_request,
-        transforms=[compress.Gzip],
+        transforms=[
+            cast("type[tornado.web.OutputTransform]", partial(Safe, safe_headers(context.public))),
+            compress.Gzip,
+        ],
         cookie_secret=context.secret_key,
         context=context,
         exposition=metrics.Exposition(context.db, context.hold, has_gateway=context.gateway.url is not None),

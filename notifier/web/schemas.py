@@ -21,7 +21,7 @@ from itertools import islice
 from typing import Any, cast
 
 import orjson
-from marshmallow import RAISE, Schema, ValidationError, fields, post_dump, post_load, validates_schema
+from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validates_schema
 
 from notifier import characters, phones, zones
 from notifier.errors import Invalid, NotifierError, Problem
@@ -834,10 +834,6 @@ class FilterOut(Schema):
     operator_codes = fields.List(fields.String())
     tags = fields.List(fields.String())
 
-    @post_dump
-    def _given(self, data: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
-        return {name: values for name, values in data.items() if values is not None}
-
 
 class WindowOut(Schema):
     """Hours of the client's local day."""
@@ -997,16 +993,6 @@ class PointOut(Schema):
     failed = fields.Integer(required=True)
 
 
-class PointsOut(fields.List[Any]):
-    """A list of `PointOut`, made by hand: of a thousand points the library keeps the loop for 20 ms."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(fields.Nested(PointOut), **kwargs)
-
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> list[dict[str, Any]]:
-        return [{"at": show_time(point.at), "sent": point.sent, "failed": point.failed} for point in value]
-
-
 class StatisticsOut(Schema):
     """A mailing in numbers; the messages sum to the audience, the failures to the failed ones."""
 
@@ -1025,7 +1011,11 @@ class StatisticsOut(Schema):
     )
     first_sent_at = Moment(required=True, allow_none=True)
     last_sent_at = Moment(required=True, allow_none=True)
-    series = PointsOut(required=True, metadata={"description": "The newest 1,000 points, oldest first."})
+    series = fields.List(
+        fields.Nested(PointOut),
+        required=True,
+        metadata={"description": "The newest 1,000 points, oldest first."},
+    )
 
 
 class MailingLineOut(Schema):

@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
 from notifier.models import Status
 from notifier.storage.database import Pool
-from notifier.storage.statistics import Point
-from notifier.web import schemas
 from tests.storage.test_statistics import insert_counters, insert_mailing, insert_owned
 from tests.web.conftest import Api
 
@@ -71,11 +67,3 @@ async def test_all_mailings_in_numbers(api: Api, db: Pool) -> None:
     }
     for query, parameter in (("limit=x", "limit"), ("cursor=x", "cursor"), ("step=day", "step")):
         assert (await api.get(f"/statistics?{query}")).pointers() == [parameter]
-
-
-def test_points_are_made_as_their_schema_says() -> None:
-    """The list of points is made by hand; with a field more in the schema it would be another."""
-    at = datetime(2026, 3, 1, 9, tzinfo=UTC)
-    points = [Point(at, 3, 1), Point(at + timedelta(minutes=1), 0, 0)]
-    by_hand = schemas.PointsOut().serialize("series", {"series": points})
-    assert by_hand == schemas.PointOut(many=True).dump(points)
