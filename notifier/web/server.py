@@ -129,9 +129,8 @@ class Server(HTTPServer):
             application,
             max_header_size=HEAD,
             max_body_size=2**62,  # `Application` holds bodies back itself: too long a one gets a 413
-            body_timeout=BODY_TIME,
-            idle_connection_timeout=IDLE,
         )
+        self.conn_params.header_timeout = None  # `_sweep` sees to it: a timer for each head is a twentieth of a call
         self.most = most
         context: Context = application.settings["context"]
         self._log_limit = context.log_limit
@@ -278,15 +277,19 @@ class Server(HTTPServer):
         task.add_done_callback(self._lingering.discard)
 
     def _sweep(self) -> None:
-        """Close those whose head does not come to its end, and those who read what they asked for too slowly."""
+        """Close who asks nothing for too long, whose head or body does not come, and who reads an answer too slowly."""
         now = time.monotonic()
-        slow = []
+        slow: list[tuple[Stream, str]] = []
+        bodies = (stream for stream in self._streams if stream.reads_body and not stream.is_answering)
+        late = [stream for stream in bodies if now - stream.body_since >= BODY_TIME]
         for stream in self._waiting:
             if now - stream.since < FIRST_HEAD:
                 break
             began = stream.since if stream.is_new else stream.begun
             if not stream.reads_body and began is not None and now - began >= FIRST_HEAD:
                 slow.append((stream, "slow_head"))
+            elif began is None and now - stream.since >= IDLE:
+                late.append(stream)
         for stream, unread in self._unread.items():
             if now - unread.checked >= STALLED and stream.writing():
                 if stream.sent - unread.checked_sent < SLOWEST * STALLED:
@@ -295,6 +298,8 @@ class Server(HTTPServer):
         self._readers = []
         for stream, reason in slow:
             telemetry.HTTP_CLOSED.labels(reason).inc()
+            stream.close()
+        for stream in late:
             stream.close()
         self._timer = self._loop.call_later(SWEEP, self._sweep)
 
@@ -359,7 +364,7 @@ class _Request(HTTPMessageDelegate):
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
-        self.stream.reads_body = True
+        self.stream.reads_body, self.stream.body_since = True, time.monotonic()
         line = cast("RequestStartLine", start_line)
         if line.version == "HTTP/1.0" and "Transfer-Encoding" in headers:
             raise HTTPInputError("Transfer-Encoding in HTTP/1.0")  # 6.1: proxies do not agree where its body ends

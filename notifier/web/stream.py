@@ -43,7 +43,8 @@ class Stream(IOStream):
         self.address = address
         self.is_new = True  # no request of it was read to its end
         self.is_answering = False
-        self.reads_body = False
+        self.reads_body = False  # or has read it
+        self.body_since = 0.0
         self.is_known = False  # the present request's token suffices
         self.sent = 0
         self.begun: float | None = None  # when the first byte of the present request came

@@ -256,7 +256,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
-    "sent", [b"", b"GET / HTTP/1.1\r\nHo", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHo",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+        f"POST {API}/clients/batch HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        f"Content-Length: {2 * SMALL_BODY}\r\n\r\n{{".encode(),
+    ],
+    ids=["nothing", "head", "body", "large body with a token"],
 )
 async def test_who_stalls_is_cut_off(make_api: MakeApi, sent: bytes) -> None:
     async with wire(make_api()) as each:
@@ -291,6 +299,27 @@ async def test_between_requests_there_is_more_time_than_for_a_head(api: Api) -> 
             each.writer.write(GET)
             assert await each.answer() == 200
             await asyncio.sleep(4 * server.FIRST_HEAD)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_who_asks_nothing_more_is_closed_in_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "IDLE", 1.0)
+    slow = figure("notifier_http_closed_total", reason="slow_head")
+    async with wire(api) as each:
+        each.writer.write(GET)
+        assert await each.answer() == 200
+        assert await each.is_closed()
+    assert figure("notifier_http_closed_total", reason="slow_head") == slow
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_who_waits_for_an_answer_has_sent_its_body_in_time(slow: Api) -> None:
+    async with wire(slow) as each:
+        each.writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await poll_until(lambda: len(slow.server.busy()) == 1)
+        await asyncio.sleep(3 * server.BODY_TIME)
+        Slow.release.set()
+        assert await each.answer() == 200
 
 
 @pytest.mark.usefixtures("impatient")
