@@ -15,16 +15,9 @@ from notifier.models import Filter, Window
 from notifier.storage import audience, mailings
 from notifier.storage.audience import Unplanned
 from notifier.storage.database import Db, Pool
-from tests.storage.scenes import (
-    at_once,
-    batches_of,
-    insert_clients,
-    ledger_errors,
-    plan_slice,
-    set_status,
-    while_held,
-    without,
-)
+from tests.storage.ledger_errors import ledger_errors
+from tests.storage.races import while_held, without
+from tests.storage.scenes import at_once, batches_of, insert_clients, plan_slice, set_status
 
 NINE_TO_FIVE = Window(time(9), time(17))
 

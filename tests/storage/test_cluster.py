@@ -6,14 +6,7 @@ from notifier.models import GatewayState, MailingStatus
 from notifier.storage import cluster, gateways, mailings
 from notifier.storage.cluster import Figures
 from notifier.storage.database import Pool
-from tests.storage.scenes import (
-    claim_one,
-    insert_batch,
-    insert_ledger,
-    insert_mailing,
-    insert_messages,
-    running,
-)
+from tests.storage.scenes import claim_one, insert_batch, insert_ledger, insert_mailing, insert_messages, running
 
 
 async def test_of_an_empty_installation_everything_is_zero(db: Pool) -> None:

@@ -20,7 +20,7 @@ from notifier.models import BreakerState, GatewayState
 from notifier.storage import gateways, mailings
 from notifier.storage.database import Db, Pool
 from tests.conftest import poll_until
-from tests.storage.scenes import while_held
+from tests.storage.races import while_held
 
 NAME = "default"
 

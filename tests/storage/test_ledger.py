@@ -14,6 +14,8 @@ from notifier.errors import Conflict, NotFound
 from notifier.models import OPEN_STATES, MessageState
 from notifier.storage import audit, ledger, mailings, queue
 from notifier.storage.database import Connection, Db, Pool
+from tests.storage.ledger_errors import ledger_errors
+from tests.storage.races import while_held, without
 from tests.storage.scenes import (
     AT,
     LATER,
@@ -26,7 +28,6 @@ from tests.storage.scenes import (
     insert_ledger,
     insert_mailing,
     insert_messages,
-    ledger_errors,
     ledger_of,
     let_a_month_pass,
     marked,
@@ -34,8 +35,6 @@ from tests.storage.scenes import (
     report,
     result,
     running,
-    while_held,
-    without,
 )
 
 # What a message has behind it, and the number of its attempts in doubt.

@@ -57,7 +57,9 @@ from notifier.models import (
 from notifier.storage import audience, clients, ledger, mailings, queue, statistics
 from notifier.storage.database import Db, Pool, transaction
 from notifier.storage.queue import BatchReport, Claimed, Loaded, Result
-from tests.storage.scenes import AT, insert_clients, ledger_errors, let_a_month_pass, plan_slice, waiting_for_a_lock
+from tests.storage.ledger_errors import ledger_errors
+from tests.storage.races import waiting_for_a_lock
+from tests.storage.scenes import AT, insert_clients, let_a_month_pass, plan_slice
 
 EXAMPLES = int(os.environ.get("NOTIFIER_TEST_EXAMPLES", "0"))
 PROFILE = settings(

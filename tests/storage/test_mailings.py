@@ -18,6 +18,8 @@ from notifier.models import MAILING_TRANSITIONS, OVER, Filter, Mailing, MailingS
 from notifier.storage import audience, ledger, mailings, queue, statistics
 from notifier.storage.database import Connection, Db, Pool
 from tests.conftest import poll_until
+from tests.storage.ledger_errors import ledger_errors
+from tests.storage.races import while_held, without
 from tests.storage.scenes import (
     ME,
     batches_of,
@@ -27,7 +29,6 @@ from tests.storage.scenes import (
     insert_ledger,
     insert_mailing,
     insert_messages,
-    ledger_errors,
     let_a_month_pass,
     marked,
     plan_slice,
@@ -36,8 +37,6 @@ from tests.storage.scenes import (
     result,
     running,
     soon,
-    while_held,
-    without,
 )
 
 STATUSES = [status.value for status in MailingStatus]
