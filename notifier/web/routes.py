@@ -102,12 +102,12 @@ ROUTES: tuple[Route, ...] = (
     Route("/admin/login", pages.session.Login, {"GET": PUBLIC, "POST": PUBLIC}),
     Route("/admin/logout", pages.session.Logout, {"POST": PUBLIC}),
     Route("/admin/mailings", pages.mailings.Mailings, read_write("mailings", "GET", "POST")),
-    Route("/admin/mailings/new", pages.mailings.NewMailing, {"GET": "mailings:write"}),
+    Route("/admin/mailings/new", pages.mailing_form.NewMailing, {"GET": "mailings:write"}),
     Route("/admin/mailings/deleted", pages.mailings.DeletedMailings, read_write("mailings", "GET")),
     Route("/admin/mailings/{mailing_id}", pages.mailings.OneMailing, read_write("mailings", "GET")),
     Route(
         "/admin/mailings/{mailing_id}/edit",
-        pages.mailings.EditMailing,
+        pages.mailing_form.EditMailing,
         {"GET": "mailings:write", "POST": "mailings:write"},
     ),
     Route(

@@ -12,7 +12,7 @@ from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from notifier.hosts import is_loopback
 from notifier.web.addresses import Client, PublicUrl, client_of, network_of
-from notifier.web.pages.base import TEMPLATES
+from notifier.web.pages.templates import TEMPLATES
 from tests.web.conftest import Api, MakeApi
 
 PREFIXED = PublicUrl.of("https://notifier.example/notifier")

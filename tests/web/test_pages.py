@@ -23,7 +23,9 @@ from notifier.storage.installation import Hold
 from notifier.web import schemas
 from notifier.web.base import Caller, digest_of
 from notifier.web.pages import words
-from notifier.web.pages.base import HOME, Form, Progress, as_text, read_time, several, show_time
+from notifier.web.pages.base import HOME
+from notifier.web.pages.forms import Form, as_text, read_time, several, show_time
+from notifier.web.pages.progress import Progress
 from notifier.web.routes import ROUTES
 from tests.storage.test_messages import (
     insert_attempts,

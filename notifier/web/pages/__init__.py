@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from notifier.web.pages import clients, gateways, mailings, messages, overview, release, session
+from notifier.web.pages import clients, gateways, mailing_form, mailings, messages, overview, release, session
 from notifier.web.pages.base import Nowhere
 
-__all__ = ["Nowhere", "clients", "gateways", "mailings", "messages", "overview", "release", "session"]
+__all__ = ["Nowhere", "clients", "gateways", "mailing_form", "mailings", "messages", "overview", "release", "session"]

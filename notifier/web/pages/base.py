@@ -1,36 +1,29 @@
-"""What all pages share: who is logged in, how a page is made, what a form says, and errors as pages."""
+"""What all pages share: who is logged in, how a page is made, and errors as pages."""
 
 from __future__ import annotations
 
-import csv
 import hmac
-import io
 import json
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from notifier import install
-from notifier.errors import Invalid, NotFound, Stale
-from notifier.models import Status
+from notifier.errors import NotFound, Stale
 from notifier.storage import idempotency, sessions
 from notifier.storage.database import AWAY, Connection
-from notifier.web import base, files, schemas
+from notifier.web import base
 from notifier.web.addresses import as_in_origin
 from notifier.web.base import PUBLIC, Base, Caller, digest_of, path_value
 from notifier.web.pages import words
+from notifier.web.pages.forms import Form
+from notifier.web.pages.templates import ENVIRONMENT
 from notifier.web.problems import Forbidden, Unauthorized, problem_of
 
-TEMPLATES = install.assets("templates")
 # Pico draws its arrows and ticks from data: URLs.
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -43,236 +36,6 @@ FLASH_DAYS = 5 / 24 / 60
 HOME = "/admin/"
 KEPT_MAX = base.SMALL_BODY // 2
 """Bytes of a form that are kept over a log-in: as much as the form of the log-in can carry along."""
-TOLD = 5
-"""Errors told of one field: a list of a thousand tags has room for more than anybody reads."""
-
-ENVIRONMENT = Environment(
-    loader=FileSystemLoader(TEMPLATES),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    auto_reload=False,
-)
-ENVIRONMENT.globals["file"] = files.address
-ENVIRONMENT.filters |= {
-    "number": words.number,
-    "phone": words.phone,
-    "reason": words.reason,
-    "mailing_reason": words.mailing_reason,
-    "outcome": words.outcome,
-    "status": words.status,
-    "span": words.span,
-    "until": words.until,
-    "since": words.since,
-    "size": words.size,
-}
-
-ENVIRONMENT.tests["ahead"] = words.ahead
-
-# From what is done to what is still to do, as the bar shows it; waiting is its bare ground.
-BAR = (
-    Status.DELIVERED,
-    Status.SENT,
-    Status.UNDELIVERED,
-    Status.FAILED,
-    Status.UNKNOWN,
-    Status.SUPPRESSED,
-    Status.EXPIRED,
-    Status.CANCELLED,
-    Status.RETRYING,
-    Status.SENDING,
-)
-OPEN = (Status.WAITING, Status.SENDING, Status.RETRYING)
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A piece of a bar: where it begins and how long it is, in thousandths."""
-
-    status: Status
-    start: float
-    length: float
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a mailing, or all of them, have come."""
-
-    audience: int
-    messages: Mapping[Status, int]
-
-    @property
-    def open(self) -> int:
-        """Messages that are not done with."""
-        return sum(self.messages[status] for status in OPEN)
-
-    @property
-    def sent(self) -> int:
-        """Messages that the gateway has."""
-        return sum(self.messages[status] for status in (Status.SENT, Status.DELIVERED, Status.UNDELIVERED))
-
-    @property
-    def not_sent(self) -> dict[Status, int]:
-        """Messages that are done with and were never sent, by status, without the zeros."""
-        kinds = (Status.EXPIRED, Status.CANCELLED, Status.SUPPRESSED)
-        return {status: self.messages[status] for status in kinds if self.messages[status]}
-
-    @property
-    def percent(self) -> int:
-        """How much is done with; 100 only when all is."""
-        return (self.audience - self.open) * 100 // self.audience if self.audience else 0
-
-    @property
-    def segments(self) -> list[Segment]:
-        """The bar."""
-        found, start = [], 0.0
-        for status in BAR:
-            if self.messages[status] > 0 and self.audience:
-                length = self.messages[status] * 1000 / self.audience
-                found.append(Segment(status, round(start, 2), round(length, 2)))
-                start += length
-        return found
-
-
-# ---- forms
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A form: what stands in its fields, and what is wrong with it, by field; "" is the form as a whole.
-
-    ``newer`` has what somebody else has put into a field meanwhile.
-    """
-
-    values: Mapping[str, str]
-    errors: dict[str, list[str]] = field(default_factory=dict)
-    newer: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def first_wrong(self) -> str | None:
-        """The first field in the order of the form that is wrong: there the cursor goes."""
-        return next((name for name in self.values if name in self.errors), None)
-
-    def refuse(self, name: str, detail: str) -> None:
-        """Note what is wrong with a field."""
-        if name not in self.values:
-            name, detail = "", f"{name}: {detail}" if name else detail
-        self.errors.setdefault(name, []).append(detail)
-
-    def blame(self, error: Invalid, fields: Mapping[str, str], body: Any = None) -> None:
-        """Put each problem beside its field; ``fields`` maps JSON pointers to fields where the names differ.
-
-        ``body`` is what was checked: a problem with a member of a list names the member.
-        """
-        for problem in error.problems:
-            pointer = problem.at if problem.parameter else problem.at.removeprefix("/")
-            name = next((fields[p] for p in fields if pointer == p or pointer.startswith(f"{p}/")), None)
-            name = name or pointer.partition("/")[0]
-            if len(self.errors.get(name, ())) < TOLD:
-                self.refuse(name, _sentence(problem.detail, _member(body, pointer)))
-
-    def check(self, schema: type[schemas.Strict], fields: Mapping[str, str], body: dict[str, Any]) -> dict[str, Any]:
-        """Return what the schema makes of the body. Raises ``Invalid``, with the form's errors filled in.
-
-        A field that was refused before is not blamed twice; ``fields`` as for `blame`.
-        """
-        refused = set(self.errors)
-        try:
-            loaded = schemas.load(schema, body)
-        except Invalid as error:
-            found = [each for each in error.problems if each.at.removeprefix("/") not in refused]
-            self.blame(Invalid(found), fields, body)
-            raise
-        if self.errors:
-            raise Invalid([])
-        return loaded
-
-
-# What is said of JSON, said of a form.
-SAID_OF_A_FORM = {
-    "must differ from from; a window of null is the whole day": "must differ from the beginning; "
-    "leave both empty for the whole day",
-    "must be after starts_at": "must be after the start",
-}
-
-
-def _sentence(detail: str, member: str | None) -> str:
-    detail = SAID_OF_A_FORM.get(detail, detail)
-    if member is not None:
-        detail = f"“{member}” {detail}"
-    elif detail[:1].islower():
-        detail = f"This {detail}"
-    return detail if detail.endswith((".", "?")) else f"{detail}."
-
-
-def _member(body: Any, pointer: str) -> str | None:
-    """The member of a list that a pointer leads to, cut to what a sentence can hold."""
-    inside = False
-    for part in pointer.split("/"):
-        if isinstance(body, list) and part.isdigit() and int(part) < len(body):
-            body, inside = body[int(part)], True
-        elif isinstance(body, dict) and part in body:
-            body, inside = body[part], False
-        else:
-            return None
-    return body[:40] if inside and isinstance(body, str) else None
-
-
-def several(text: str) -> list[str]:
-    """Members separated by commas or lines; one with a comma stands in double quotes."""
-    try:
-        rows = list(csv.reader(text.splitlines(), skipinitialspace=True))
-    except csv.Error:  # a member of over 128 KB: too long for any list here
-        rows = [[text]]
-    return [member.strip() for row in rows for member in row if member.strip()]
-
-
-def as_text(members: list[str] | None) -> str:
-    """What `several` reads back."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow(members or [])
-    return out.getvalue().replace(",", ", ") if not any("," in each for each in members or []) else out.getvalue()
-
-
-def read_time(text: str, zone: ZoneInfo) -> str:
-    """Return RFC 3339 for what a ``datetime-local`` field of this zone holds.
-
-    An hour that the clocks repeat means its first time. Raises ValueError, in words, for one they skip, and for what
-    is no time.
-    """
-    try:
-        local = datetime.fromisoformat(text)
-    except ValueError:
-        local = None
-    if local is None or local.tzinfo is not None:
-        raise ValueError("This is no time: write it like 2026-01-31T09:00.")
-    try:
-        moment = local.replace(tzinfo=zone).astimezone(UTC)
-        back = moment.astimezone(zone).replace(tzinfo=None)
-    except OverflowError:  # the schema says which years are meant
-        return f"{local.isoformat(timespec='seconds')}Z"
-    if back != local:
-        raise ValueError(f"The clocks in {zone.key} skip this time; {back:%H:%M} is the same moment.")
-    return schemas.show_time(moment)
-
-
-def show_time(value: datetime, zone: ZoneInfo) -> str:
-    """Return what a ``datetime-local`` field of this zone shows; whole minutes without seconds."""
-    local = value.astimezone(zone).replace(tzinfo=None, microsecond=0)
-    return local.isoformat(timespec="seconds" if local.second else "minutes")
-
-
-def changes(form: Form, before: Form, fields: Mapping[str, str], body: dict[str, Any]) -> dict[str, Any]:
-    """Of ``body`` what the form changed: its keys whose fields do not read as they did ``before``.
-
-    So a time keeps its seconds, and a list its commas, as long as nobody touches them.
-    """
-    touched = {fields.get(name, name) for name, value in form.values.items() if value != before.values.get(name)}
-    return {key: value for key, value in body.items() if key in touched}
-
-
-# ---- pages
 
 
 class LoggedOut(Unauthorized):

@@ -14,7 +14,8 @@ from notifier.storage import clients, mailings, messages
 from notifier.storage.database import Connection
 from notifier.web import schemas
 from notifier.web.pages import words
-from notifier.web.pages.base import Form, Page, as_text, changes, several
+from notifier.web.pages.base import Page
+from notifier.web.pages.forms import Form, as_text, changes, several
 
 PAGE, MESSAGES = 50, 25
 FIELDS = ("phone", "operator_code", "tags", "timezone", "attributes")

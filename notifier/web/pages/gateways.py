@@ -9,7 +9,8 @@ from notifier.errors import Invalid, NotFound, Stale
 from notifier.storage import gateways
 from notifier.web import schemas
 from notifier.web.gateways import shown
-from notifier.web.pages.base import Form, Page
+from notifier.web.pages.base import Page
+from notifier.web.pages.forms import Form
 
 FIELDS = ("concurrency", "rate")
 DONE = {"pause": "The gateway is paused: nothing is sent.", "resume": "The gateway is resumed."}

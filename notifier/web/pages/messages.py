@@ -6,8 +6,9 @@ from notifier.errors import Conflict
 from notifier.models import Status
 from notifier.storage import ledger, mailings, messages
 from notifier.web import schemas
-from notifier.web.pages.base import OPEN, Page
-from notifier.web.pages.mailings import title_of
+from notifier.web.pages.base import Page
+from notifier.web.pages.progress import OPEN
+from notifier.web.pages.words import title_of
 
 DONE = {
     "sent": "The message counts as sent.",

@@ -6,8 +6,8 @@ from notifier.models import MailingStatus
 from notifier.storage import gateways, mailings, statistics
 from notifier.web.gateways import shown as shown_gateway
 from notifier.web.mailings import shown
-from notifier.web.pages.base import Page, Progress
-from notifier.web.pages.mailings import progress_of
+from notifier.web.pages.base import Page
+from notifier.web.pages.progress import Progress, progress_of
 
 SHOWN = 10
 

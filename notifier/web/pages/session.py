@@ -7,7 +7,8 @@ from urllib.parse import unquote
 import structlog
 
 from notifier.web.base import digest_of
-from notifier.web.pages.base import HOME, Form, Page
+from notifier.web.pages.base import HOME, Page
+from notifier.web.pages.forms import Form
 from notifier.web.problems import TooMany
 
 KEPT = "kept-"

@@ -6,7 +6,17 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from notifier import phones
-from notifier.models import BreakerState, GatewayState, MailingStatus, OnUnknown, Outcome, Reason, Status, StatusReason
+from notifier.models import (
+    BreakerState,
+    GatewayState,
+    Mailing,
+    MailingStatus,
+    OnUnknown,
+    Outcome,
+    Reason,
+    Status,
+    StatusReason,
+)
 
 THIN = "\u202f"
 """A narrow space that does not break."""
@@ -188,3 +198,8 @@ def phone(value: int | None) -> str:
 def size(value: int, noun: str) -> str:
     """``1 message``, ``2 messages``."""
     return f"{number(value)} {noun}{'' if value == 1 else 's'}"
+
+
+def title_of(mailing: Mailing) -> str:
+    """The name of a mailing, or a number where there is none."""
+    return mailing.name or f"Mailing {mailing.id}"
