@@ -13,9 +13,9 @@ from notifier.models import Filter
 from notifier.storage import audience, mailings
 from notifier.storage.database import Pool
 from tests.storage.ledger_errors import ledger_errors
+from tests.storage.mailing_scenes import create
 from tests.storage.scenes import insert_clients
 from tests.storage.test_audience import NINE_TO_FIVE, insert_begun
-from tests.storage.test_mailings import create
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from notifier.models import Status
 from notifier.storage.database import Pool
-from tests.storage.test_messages import (
+from tests.storage.message_scenes import (
     insert_attempts,
     insert_batch,
     insert_clients,

@@ -27,7 +27,7 @@ from notifier.web.pages.base import HOME
 from notifier.web.pages.forms import Form, as_text, read_time, several, show_time
 from notifier.web.pages.progress import Progress
 from notifier.web.routes import ROUTES
-from tests.storage.test_messages import (
+from tests.storage.message_scenes import (
     insert_attempts,
     insert_batch,
     insert_clients,

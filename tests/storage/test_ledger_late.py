@@ -1,20 +1,20 @@
-"""The ledger beside the queue: late results and an operator's word, each against every place a message may be in."""
+"""Late results: each against every past that a message may have, what its batch learns, and several writers at once."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 from datetime import timedelta
-from typing import Any
 
 import asyncpg
 import pytest
 
-from notifier.errors import Conflict, NotFound
-from notifier.models import OPEN_STATES, MessageState
+from notifier.errors import Conflict
+from notifier.models import OPEN_STATES
 from notifier.storage import audit, ledger, mailings, queue
-from notifier.storage.database import Connection, Db, Pool
+from notifier.storage.database import Db, Pool
 from tests.storage.ledger_errors import ledger_errors
+from tests.storage.ledger_scenes import PASTS, stands
 from tests.storage.races import while_held, without
 from tests.storage.scenes import (
     AT,
@@ -37,20 +37,6 @@ from tests.storage.scenes import (
     running,
 )
 
-# What a message has behind it, and the number of its attempts in doubt.
-PASTS: dict[str, tuple[list[tuple[str, str, str | None]], int]] = {
-    "waiting": ([], 0),
-    "retrying": ([("unavailable", "retrying", "dns")], 0),
-    "doubtful": ([("interrupted", "doubtful", "interrupted")], 1),
-    "doubtful twice": ([("interrupted", "doubtful", "interrupted"), ("unknown", "doubtful", "reset")], 2),
-    "sent": ([("interrupted", "doubtful", "interrupted"), ("accepted", "sent", None)], 1),
-    "delivered": ([("accepted", "sent", None), ("resolved", "delivered", None)], 0),
-    "undelivered": ([("accepted", "sent", None), ("resolved", "undelivered", None)], 0),
-    "failed": ([("interrupted", "doubtful", "interrupted"), ("rejected", "failed", "rejected")], 1),
-    "suppressed": ([("suppressed", "suppressed", "client_deleted")], 0),
-    "unknown": ([("interrupted", "unknown", "interrupted")], 1),
-    "unknown twice": ([("unknown", "doubtful", "reset"), ("interrupted", "unknown", "interrupted")], 2),
-}
 LATE = {
     "sent": ("accepted", None),
     "failed": ("rejected", "rejected"),
@@ -68,20 +54,6 @@ KEPT = {
     "unknown": {"doubtful": "unknown"},
     "unknown twice": {"retrying": "doubtful", "failed": "unknown", "doubtful": "unknown"},
 }
-
-
-async def stands(db: Db, past: str, *, before: int = 0) -> tuple[int, int]:
-    """A message with that past, in its batch if it goes on; its mailing, and its id."""
-    rows, _ = PASTS[past]
-    mailing_id = await insert_mailing(db)
-    *others, message_id, last = await insert_messages(db, mailing_id, before + 2)
-    await insert_ledger(db, mailing_id, message_id, *rows)
-    if not rows or rows[-1][1] in OPEN_STATES:
-        state = rows[-1][1] if rows else "waiting"
-        await insert_batch(db, mailing_id, [message_id], seq=len(rows) + 1, state=state)
-    await insert_batch(db, mailing_id, [*others, last], due_in=60)
-    assert not await ledger_errors(db)
-    return mailing_id, message_id
 
 
 async def test_a_late_result_is_the_next_row_and_decides_as_far_as_it_may(db: Pool) -> None:
@@ -298,217 +270,3 @@ async def test_a_message_that_never_holds_still_is_given_up(db: Pool, monkeypatc
         await ledger.append_late(db, ME, result(0, 1))
     with pytest.raises(Conflict, match="changes faster"):
         await ledger.resolve(db, 1, "sent")
-
-
-async def test_close_waits_for_a_late_row_and_finds_its_batch(db: Pool) -> None:
-    """The last message is unknown; a late answer says that it was not sent, while the mailing is about to be closed."""
-    mailing_id, message_id = await _all_but_unknown(db)
-    closed = await while_held(db, _not_sent(message_id), lambda conn: mailings.close(conn, mailing_id))
-    assert not closed
-    assert (await mailings.get(db, mailing_id)).status == "running"
-    assert not await ledger_errors(db)
-
-
-async def _all_but_unknown(db: Db) -> tuple[int, int]:
-    mailing_id = await insert_mailing(db)
-    (message_id,) = await insert_messages(db, mailing_id, 1)
-    await insert_ledger(db, mailing_id, message_id, ("interrupted", "unknown", "interrupted"))
-    return mailing_id, message_id
-
-
-def _not_sent(message_id: int) -> Any:
-    late = result(0, message_id, "unavailable", "retrying", reason="dns", due_at=LATER)
-    return lambda conn: ledger.append_late(conn, ME, late)
-
-
-async def test_without_a_second_look_under_the_lock_a_mailing_is_closed_with_a_message_to_send(db: Pool) -> None:
-    """As one statement: its snapshot is older than the lock it waited for, and does not show the new batch."""
-    mailing_id, message_id = await _all_but_unknown(db)
-    closed = await while_held(
-        db,
-        _not_sent(message_id),
-        lambda conn: mailings.close(conn, mailing_id),
-        replace={
-            "AND planned FROM": "AND planned AND NOT EXISTS (SELECT FROM batches WHERE mailing_id = $1) FROM",
-            "SELECT EXISTS (SELECT FROM batches WHERE mailing_id = $1)": "SELECT $1::bigint IS NULL",
-        },
-    )
-    assert closed
-    await _is_stranded(db, mailing_id)
-
-
-async def _is_stranded(db: Db, mailing_id: int) -> None:
-    assert (await mailings.get(db, mailing_id)).status == "finished"
-    (batch,) = await batches_of(db, mailing_id)
-    assert batch["state"] == "retrying"  # shown as expired long before the end
-
-
-async def test_without_the_mailings_lock_a_mailing_is_closed_with_a_message_to_send(db: Pool) -> None:
-    mailing_id, message_id = await _all_but_unknown(db)
-    async with without(db, {"FOR UPDATE OF m": ""}) as changed, changed.transaction():
-        await _not_sent(message_id)(changed)
-        assert await mailings.close(db, mailing_id)
-    await _is_stranded(db, mailing_id)
-
-
-async def test_without_the_lock_in_close_what_it_found_holds_no_longer_when_it_writes(db: Pool) -> None:
-    mailing_id, message_id = await _all_but_unknown(db)
-    assert await while_held(
-        db,
-        _not_sent(message_id),
-        lambda conn: mailings.close(conn, mailing_id),
-        replace={"WHERE id = $1 FOR UPDATE": "WHERE id = $1"},
-    )
-    await _is_stranded(db, mailing_id)
-
-
-async def test_a_late_row_after_the_close_opens_the_mailing_again(db: Pool) -> None:
-    """Its end has not come, the message was surely not sent: it goes on instead of expiring at once."""
-    mailing_id, message_id = await _all_but_unknown(db)
-    assert await mailings.close(db, mailing_id)
-    await _not_sent(message_id)(db)
-    mailing = await mailings.get(db, mailing_id)
-    assert (mailing.status, mailing.status_reason) == ("running", None)
-    assert not await mailings.close(db, mailing_id)
-    assert not await ledger_errors(db)
-
-
-async def test_a_late_row_does_not_open_what_is_over(db: Pool) -> None:
-    for verb in ("cancel", "end"):
-        mailing_id, message_id = await _all_but_unknown(db)
-        if verb == "end":
-            await db.execute("UPDATE mailings SET ends_at = now() WHERE id = $1", mailing_id)
-            await mailings.finish_ended(db)
-        else:
-            await mailings.act(db, mailing_id, "cancel")
-        await _not_sent(message_id)(db)
-        assert (await mailings.get(db, mailing_id)).status == ("finished" if verb == "end" else "cancelled")
-        assert not await ledger_errors(db)
-
-
-# ---- mine ---------------------------------------------------------------------------------------------------------
-
-
-async def test_mine_are_the_rows_this_replica_wrote_for_this_start(db: Pool) -> None:
-    _, ids, batch = await marked(db, 3, watermark=3)
-    await record_one(db, report(batch), result(batch, ids[0]), result(batch, ids[1]))
-    keys = [(id_, 1, AT) for id_ in ids]
-    assert await ledger.mine(db, ME, keys) == set(keys[:2])
-    assert await ledger.mine(db, PEER, keys) == set()
-    assert await ledger.mine(db, ME, [(ids[0], 2, AT), (ids[1], 1, LATER)]) == set()
-    assert await ledger.mine(db, ME, [(ids[0], 1, AT), (ids[0], 1, LATER)]) == {(ids[0], 1, AT)}
-    assert await ledger.mine(db, ME, []) == set()
-
-
-# ---- resolve ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("decision", "state"), [("sent", "sent"), ("failed", "failed"), ("again", "doubtful")])
-async def test_an_operator_decides_about_an_unknown_one(db: Pool, decision: ledger.Decision, state: str) -> None:
-    mailing_id, message_id = await stands(db, "unknown")
-    await ledger.resolve(db, message_id, decision)
-    assert (await ledger_of(db, message_id))[-1] == (2, "resolved", state, "operator")
-    added = [row["members"] for row in await batches_of(db, mailing_id) if row["seq"] == 3]
-    assert added == ([[message_id]] if decision == "again" else [])
-    assert not await ledger_errors(db)
-
-
-async def test_nothing_else_can_be_resolved(db: Pool) -> None:
-    for past in (past for past in PASTS if not past.startswith("unknown")):
-        _, message_id = await stands(db, past)
-        before = await ledger_of(db, message_id)
-        for decision in ("sent", "failed", "again"):
-            with pytest.raises(Conflict, match="Only a message that is unknown"):
-                await ledger.resolve(db, message_id, decision)
-        assert await ledger_of(db, message_id) == before
-        assert not await ledger_errors(db)
-
-
-async def _over(db: Db, mailing_id: int, how: str) -> None:
-    if how == "cancelled":
-        await mailings.act(db, mailing_id, "cancel")
-    else:
-        await db.execute("UPDATE mailings SET ends_at = now() WHERE id = $1", mailing_id)
-        assert await mailings.finish_ended(db) == [mailing_id]
-
-
-async def test_what_reads_unknown_in_a_mailing_that_is_over_can_be_resolved_but_not_sent(db: Pool) -> None:
-    for past, how in itertools.product(("doubtful", "doubtful twice", "unknown"), ("cancelled", "ended")):
-        for decision in ("sent", "failed"):
-            mailing_id, message_id = await stands(db, past)
-            await _over(db, mailing_id, how)
-            with pytest.raises(Conflict, match="is over"):
-                await ledger.resolve(db, message_id, "again")
-            await ledger.resolve(db, message_id, "sent" if decision == "sent" else "failed")
-            assert (await ledger_of(db, message_id))[-1][2] == decision
-            assert not await ledger_errors(db)
-            with pytest.raises(Conflict):
-                await ledger.resolve(db, message_id, "sent")
-
-
-async def test_one_in_doubt_that_is_still_under_way_cannot_be_resolved(db: Pool) -> None:
-    mailing_id, message_id = await stands(db, "doubtful")
-    batch = await claim_one(db)
-    await record_one(db, report(batch, 1))
-    await _over(db, mailing_id, "cancelled")
-    with pytest.raises(Conflict):
-        await ledger.resolve(db, message_id, "sent")
-    assert not await ledger_errors(db)
-
-
-async def test_what_was_surely_not_sent_is_not_to_be_resolved(db: Pool) -> None:
-    for past in ("waiting", "retrying"):
-        mailing_id, message_id = await stands(db, past)
-        await _over(db, mailing_id, "cancelled")
-        with pytest.raises(Conflict):
-            await ledger.resolve(db, message_id, "sent")
-
-
-async def test_again_opens_a_completed_mailing_and_the_message_is_sent(db: Pool) -> None:
-    mailing_id, message_id = await _all_but_unknown(db)
-    assert await mailings.close(db, mailing_id)
-
-    await ledger.resolve(db, message_id, "again")
-
-    mailing = await mailings.get(db, mailing_id)
-    assert (mailing.status, mailing.status_reason) == ("running", None)
-    assert await db.fetchval("SELECT over_at FROM mailings WHERE id = $1", mailing_id) is None
-    assert not await ledger_errors(db)
-    batch = await claim_one(db)
-    assert (batch.seq, batch.state, list(batch.ids)) == (3, MessageState.DOUBTFUL, [message_id])
-    await record_one(db, report(batch, 1))
-    assert (await record_one(db, report(batch), result(batch, message_id))).finished
-    assert await mailings.close(db, mailing_id)
-    assert not await ledger_errors(db)
-
-
-async def test_there_is_nothing_to_resolve_where_no_message_is(db: Pool) -> None:
-    with pytest.raises(NotFound):
-        await ledger.resolve(db, 12345, "sent")
-    mailing_id, message_id = await stands(db, "unknown")
-    await mailings.delete(db, mailing_id)
-    with pytest.raises(NotFound):
-        await ledger.resolve(db, message_id, "sent")
-
-
-async def test_two_operators_decide_once(db: Pool) -> None:
-    _, message_id = await stands(db, "unknown")
-
-    async def fail(conn: Connection) -> None:
-        await ledger.resolve(conn, message_id, "failed")
-
-    with pytest.raises(Conflict):
-        await while_held(db, fail, lambda conn: ledger.resolve(conn, message_id, "sent"))
-    assert [row[2] for row in await ledger_of(db, message_id)] == ["unknown", "failed"]
-    assert not await ledger_errors(db)
-
-
-async def test_a_failure_that_is_overruled_leaves_the_failures(db: Pool) -> None:
-    """It is taken off the reason that it was counted under, whatever came after."""
-    mailing_id, message_id = await stands(db, "failed")
-    await ledger.append_late(db, ME, result(0, message_id, "declined", "failed", reason="declined"))
-    assert not await ledger_errors(db)
-    await ledger.append_late(db, PEER, result(0, message_id))
-    failures = await db.fetch("SELECT reason, sum(n)::int FROM failures WHERE mailing_id = $1 GROUP BY 1", mailing_id)
-    assert [tuple(row) for row in failures] == [("rejected", 0)]
-    assert not await ledger_errors(db)
