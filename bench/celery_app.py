@@ -10,7 +10,7 @@ import urllib3
 from celery import Celery
 from celery.signals import worker_ready, worker_shutdown
 
-from notifier.app import collect_rarely
+from notifier.process import collect_rarely
 
 GATEWAY, SOCKET = "BENCH_GATEWAY", "BENCH_REDIS"  # what a worker finds in its environment: an address and a path
 QUEUE = "celery"

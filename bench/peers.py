@@ -22,7 +22,7 @@ from bench.celery_peer import WORKERS, celery_and_redis, redis_server
 from bench.nginx import Missing
 from bench.plain import Plain
 from bench.throughput import CONNECTIONS, ROUNDS, Row, a_database, engine
-from notifier.app import collect_rarely
+from notifier.process import collect_rarely
 
 EXTRA = ("celery", "pgqueuer", "procrastinate", "redis", "urllib3")
 MESSAGES = 10_000

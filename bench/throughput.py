@@ -22,10 +22,10 @@ import orjson
 import uvloop
 
 from bench.plain import TEXT, Plain
-from notifier.app import collect_rarely
 from notifier.delivery.gateway import Gateway
 from notifier.delivery.scheduler import Scheduler
 from notifier.models import Filter, OnUnknown, Outcome
+from notifier.process import collect_rarely
 from notifier.storage import mailings
 from notifier.storage.database import Pool, create_pool, migrate
 from notifier.storage.embedded import running

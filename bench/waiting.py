@@ -15,9 +15,9 @@ import uvloop
 
 from bench import fill
 from bench.throughput import CONNECTIONS, ROUNDS, Row, a_scheduler, clear, pace
-from notifier.app import collect_rarely
 from notifier.delivery.gateway import Gateway
 from notifier.delivery.scheduler import Scheduler
+from notifier.process import collect_rarely
 from notifier.storage.database import Pool, create_pool, transaction
 
 MAILINGS = 10  # over which those that wait are spread

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import gc
 import os
 import signal
 import socket
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 from zoneinfo import ZoneInfo
 
-import click
-import psycopg
 import structlog
 
-from notifier import __version__, install, telemetry
+from notifier import __version__, process, telemetry
 from notifier.delivery.gateway import Gateway
 from notifier.delivery.scheduler import Scheduler
-from notifier.errors import NotifierError, SettingsError
+from notifier.errors import SettingsError
 from notifier.models import OnUnknown
 from notifier.settings import Settings, gateway_token_in, secret_key
 from notifier.storage import database, embedded, replicas
@@ -36,22 +31,14 @@ from notifier.web.routes import ROUTES, make_application
 from notifier.web.system import Health, Metrics, Ready
 
 log = structlog.get_logger(__name__)
-T = TypeVar("T")
 
 GATEWAY = "default"  # the one that the settings name; tables and code are ready for more
 # Connections of a replica. They are two pools, so that no burst of calls keeps the engine waiting, nor the other way
 # round: nine loops and a control connection, and what Tornado can use in one process.
 ENGINE_POOL, WEB_POOL = 10, 10
-BACKLOG = 1024  # connections that wait to be accepted: a moment's burst
-# A terminal that is closed sends SIGHUP, Ctrl-\ SIGQUIT.
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 TOKEN_EVERY = 2.0  # seconds between two looks into GATEWAY_TOKEN_FILE
 FAILING = 10.0  # seconds after which a replica whose loops fail is not ready
 OBSERVED = (Health, Ready, Metrics)  # what a worker answers
-
-
-class PortTaken(NotifierError):
-    """The port is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,93 +48,6 @@ class Service:
     url: str
     db: database.Pool
     scheduler: Scheduler | None
-
-
-@contextmanager
-def told(*, failed: int = 1, stopped: int = 1) -> Iterator[None]:
-    """Errors become words on stderr: exit 2 for what must be set differently, ``failed`` for what went wrong.
-
-    Until a loop runs, and after it, each of `STOPPING` unwinds as Ctrl-C does: the last one out stops the embedded
-    PostgreSQL. The exit code then is ``stopped``: 0 where to be stopped is no failure.
-    """
-    _unwind_on_signals()
-    try:
-        yield
-    except SettingsError as error:
-        for line in error.errors:
-            click.echo(f"error: {line}", err=True)
-        click.echo(f"nothing was started; see: {install.program()} config check", err=True)
-        sys.exit(2)
-    except PortTaken as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except NotifierError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(failed)
-    except psycopg.Error as error:  # of the migrations
-        click.echo(f"error: the database says: {str(error).strip() or type(error).__name__}", err=True)
-        sys.exit(failed)
-    except KeyboardInterrupt:
-        click.echo("stopped", err=True)
-        sys.exit(stopped)
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run ``main`` on uvloop where there is one (+18 % requests)."""
-    try:
-        import uvloop
-    except ImportError:
-        runner = asyncio.run
-    else:
-        runner = uvloop.run
-    try:
-        return runner(main)
-    finally:
-        _unwind_on_signals()  # a loop leaves the system's defaults behind
-
-
-def stopping() -> list[signal.Signals]:
-    """Return the signals that stop a process: not SIGHUP where `nohup` has it ignored."""
-    return [each for each in STOPPING if signal.getsignal(each) is not signal.SIG_IGN or each is not signal.SIGHUP]
-
-
-def _unwind_on_signals() -> None:
-    for each in stopping():
-        signal.signal(each, signal.default_int_handler)
-
-
-@contextmanager
-def bound(settings: Settings, remedy: str = "set HOST and PORT") -> Iterator[list[socket.socket]]:
-    """Yield the sockets to serve on; nothing else is touched while the port is not ours. Raises PortTaken."""
-    with ExitStack() as stack:
-        sockets: list[socket.socket] = []
-        hosts = settings.host.split(",")
-        # A socket on :: takes IPv6 alone, on every system.
-        for host in dict.fromkeys([*hosts, *(["0.0.0.0"] if "::" in hosts else [])]):
-            # With PORT=0 the first address takes a free one, and the others the same.
-            port = sockets[0].getsockname()[1] if sockets else settings.port
-            try:
-                sockets += [stack.enter_context(each) for each in _listening(host, port)]
-            except OSError as error:
-                reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-                raise PortTaken(f"cannot listen on {host} port {port}: {reason}; {remedy}") from error
-        if not sockets:
-            raise PortTaken(f"cannot listen on {settings.host}: this system has no IPv6; {remedy}")
-        yield sockets
-
-
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a socket for each address of a host; IPv6 is left out where the system has none."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    for family, address in dict.fromkeys((each[0], each[4]) for each in found):
-        try:
-            each = socket.create_server(address, family=family, backlog=BACKLOG)
-        except OSError as error:
-            if family == socket.AF_INET6 and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                continue
-            raise
-        each.setblocking(False)
-        yield each
 
 
 def connections_at_most(settings: Settings) -> int:
@@ -260,18 +160,11 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
         if scheduler is not None:
             await database.patiently(scheduler.start, say=log.warning)
             stack.push_async_callback(scheduler.stop, settings.shutdown_grace)
-        collect_rarely()
+        process.collect_rarely()
         try:
             yield Service(url, web_db, scheduler)
         finally:
             server.drain()
-
-
-def collect_rarely() -> None:
-    """Leave what lives until the end out of every garbage collection (it took 40 % at 512 connections)."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 def _shown(host: str) -> str:
@@ -378,17 +271,8 @@ def _routes(settings: Settings) -> Any:
     return tuple(route for route in ROUTES if settings.role != "worker" or issubclass(route.handler, OBSERVED))
 
 
-def end_at_once() -> NoReturn:
-    """End the process as a crash would, but for the embedded PostgreSQL, which nobody else may use."""
-    click.echo("ended at once", err=True)
-    try:
-        embedded.abandon()
-    finally:
-        os._exit(1)
-
-
 async def serve(settings: Settings, dsn: str, sockets: list[socket.socket]) -> None:
-    """Serve on the `bound` sockets until one of `STOPPING` comes; a second one ends the process at once."""
+    """Serve on the `bound` sockets until one of `process.STOPPING` comes; a second one ends the process at once."""
     stop = asyncio.Event()
     starting = asyncio.current_task()
 
@@ -396,14 +280,14 @@ async def serve(settings: Settings, dsn: str, sockets: list[socket.socket]) -> N
         if stop.is_set():
             if by is signal.SIGHUP:  # of a terminal that is closed there come two, from the system and from the shell
                 return
-            end_at_once()
+            process.end_at_once()
         stop.set()
         log.info("stopping", by=by.name, grace=settings.shutdown_grace)
         if starting is not None:
             starting.cancel()  # nobody is served yet, and the start may wait for a minute
 
     loop = asyncio.get_running_loop()
-    for each in stopping():
+    for each in process.stopping():
         loop.add_signal_handler(each, signalled, each)
     try:
         async with service(settings, dsn, sockets):

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import FileSizeColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from notifier import __version__, app, install, settings, simulator
+from notifier import __version__, app, install, process, settings, simulator
 from notifier.demo import command as demo
 from notifier.errors import NotifierError, SettingsError
 from notifier.storage import audit as checks
@@ -55,21 +55,21 @@ def _leave_foreign_home() -> None:
 @main.command()
 def serve() -> None:
     """Migrate if needed, then serve API, admin pages and scheduler (the default)."""
-    with app.told(stopped=0):
+    with process.told(stopped=0):
         loaded = _load()
         app.configure_logging(loaded)
         app.introduce(loaded)
         settings.secret_key(loaded)
         app.connections_at_most(loaded)  # where there is no room nothing is started
-        with app.bound(loaded) as sockets, app.a_database(loaded) as dsn:
-            app.run(app.serve(loaded, dsn, sockets))
+        with process.bound(loaded) as sockets, app.a_database(loaded) as dsn:
+            process.run(app.serve(loaded, dsn, sockets))
 
 
 @main.command()
 @click.option("--status", is_flag=True, help="Say what is applied, and change nothing; exit 1 if any is pending.")
 def migrate(status: bool) -> None:
     """Apply migrations and stop."""
-    with app.told():
+    with process.told():
         loaded = _load()
         app.configure_logging(loaded)
         if not status:
@@ -114,11 +114,11 @@ def release(yes: bool) -> None:
     A database that was restored or cloned sends nothing by itself: what was sent since it was copied would be sent
     again. This tells its replicas, running ones too, that it is the one to send from.
     """
-    with app.told():
+    with process.told():
         loaded = _load()
         app.configure_logging(loaded)
         with _as_it_is(loaded, must_exist=True) as dsn:
-            app.run(_release(dsn, loaded, sure=yes))
+            process.run(_release(dsn, loaded, sure=yes))
 
 
 async def _release(dsn: str, loaded: settings.Settings, *, sure: bool) -> None:
@@ -150,7 +150,7 @@ def dump(file: Path) -> None:
     For a move between PostgreSQL versions, also out of the embedded one: FILE can be read into every version from 15
     on. Stop the service first: what it does meanwhile is not in the file. FILE holds phones and texts.
     """
-    with app.told():
+    with process.told():
         loaded = _load()
         app.configure_logging(loaded)
         with _as_it_is(loaded, must_exist=True) as dsn, _moving() as progress:
@@ -168,7 +168,7 @@ def load(file: Path) -> None:
 
     The database then counts as a copy: `release` lets it send, once the other one does not any more.
     """
-    with app.told():
+    with process.told():
         loaded = _load()
         app.configure_logging(loaded)
         with _as_it_is(loaded, must_exist=False) as dsn, _moving() as progress:
@@ -204,11 +204,11 @@ def audit() -> None:
     check as soon as it is made: "ok NAME COUNT", so many things were looked at, or "BREACH NAME COUNT IDS", so many are
     wrong, with the first ten. Exit 1 on a breach, 2 if it could not run. docs/operations.md says what is checked.
     """
-    with app.told(failed=2, stopped=2):
+    with process.told(failed=2, stopped=2):
         loaded = _load()
         app.configure_logging(loaded)
         with _as_it_is(loaded, must_exist=True) as dsn:
-            balanced = app.run(_audit(dsn, loaded.database_statement_cache))
+            balanced = process.run(_audit(dsn, loaded.database_statement_cache))
     sys.exit(0 if balanced else 1)
 
 

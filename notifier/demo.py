@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from notifier import app, telemetry
+from notifier import app, process, telemetry
 from notifier.errors import NotifierError
 from notifier.models import OVER, MailingStatus, MessageState, Status, status_of
 from notifier.settings import Settings, find_env_file, secret_key
@@ -95,12 +95,12 @@ def command(clients: int, leave: bool, port: int | None) -> None:
     """
     console = Console()
     telemetry.configure("warning", "console")  # so that the bar stays whole
-    with app.told(stopped=1 if leave else 0):
+    with process.told(stopped=1 if leave else 0):
         settings = _settings(0 if leave and port is None else port)
         secret_key(settings)  # makes the folder, or says what is wrong with it
         console.print("Starting PostgreSQL, the simulated gateway and the service …")
         with (
-            app.bound(settings, "give another one with --port") as sockets,
+            process.bound(settings, "give another one with --port") as sockets,
             app.a_database(settings) as dsn,
             # The ledger is continued: what a run left undone goes on in the next one, and no text is taken twice.
             Simulator(ledger=settings.data_dir / "gateway.jsonl", latency=LATENCY, jitter=JITTER) as gateway,
@@ -109,7 +109,7 @@ def command(clients: int, leave: bool, port: int | None) -> None:
             settings = replace(settings, gateway_url=gateway.url)
             app.introduce(settings)
             work = _demo(console, settings, dsn, sockets, gateway.ledger, clients, leave)
-            if not app.run(_until_stopped(work)) and leave:
+            if not process.run(_until_stopped(work)) and leave:
                 raise Failed("stopped before the mailing was finished")
 
 
@@ -133,9 +133,9 @@ async def _until_stopped(work: Coroutine[Any, Any, None]) -> bool:
             click.echo(STOPPING)
             task.cancel()
         elif by is not signal.SIGHUP:
-            app.end_at_once()
+            process.end_at_once()
 
-    for each in app.stopping():
+    for each in process.stopping():
         asyncio.get_running_loop().add_signal_handler(each, signalled, each)
     try:
         await task

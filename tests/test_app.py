@@ -20,7 +20,7 @@ import pytest
 
 from chaos.proxy import Proxy
 from chaos.stage import PATIENCE
-from notifier import app
+from notifier import app, process
 from notifier.delivery.answers import Answer
 from notifier.delivery.gateway import Gateway
 from notifier.models import Outcome, Reason
@@ -237,7 +237,7 @@ def test_where_files_do_not_suffice_it_does_not_start(place: Path) -> None:
     ],
 )
 def test_both_families_can_be_served(hosts: str, addresses: tuple[str, ...]) -> None:
-    with app.bound(Settings.load({"HOST": hosts, "PORT": "0"}, None)) as sockets:
+    with process.bound(Settings.load({"HOST": hosts, "PORT": "0"}, None)) as sockets:
         port = sockets[0].getsockname()[1]
         for address in addresses:
             socket.create_connection((address, port), 5).close()
@@ -249,7 +249,10 @@ def test_one_address_that_is_taken_is_named() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         settings = Settings.load({"HOST": "127.0.0.1,127.0.0.2", "PORT": str(port)}, None)
-        with pytest.raises(app.PortTaken, match=rf"cannot listen on 127\.0\.0\.2 port {port}"), app.bound(settings):
+        with (
+            pytest.raises(process.PortTaken, match=rf"cannot listen on 127\.0\.0\.2 port {port}"),
+            process.bound(settings),
+        ):
             pass
 
 
