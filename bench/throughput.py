@@ -104,7 +104,7 @@ def a_scheduler(db: Pool, gateway: Gateway | None, concurrency: int) -> Schedule
         concurrency=concurrency,
         rate=0,
         timeout=15,
-        policy=OnUnknown.RETRY,
+        on_unknown=OnUnknown.RETRY,
         default_zone=ZoneInfo("UTC"),
         hold=Hold(db, None),
     )

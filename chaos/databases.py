@@ -25,7 +25,7 @@ from chaos.stage import Replica, Stage, free_port, has, on_stage, server_user, u
 from chaos.verdict import Figures, Lacking, Row, judge, timed, together, watching
 from notifier.cluster.control import TRUSTED_AFTER
 
-QUICK_RETRIES = {"delivery.backoff.BASE": 0.1, "delivery.backoff.CAP": 0.5}
+QUICK_RETRIES = {"policy.BASE": 0.1, "policy.CAP": 0.5}
 
 
 def interrupted(stage: Stage) -> int:
@@ -321,7 +321,8 @@ def killed_inside_a_migration(clients: int = 500) -> Figures:
         waiting = "SELECT count(DISTINCT pid)::int FROM pg_locks WHERE NOT granted"
         with psycopg.connect(stage.database.dsn, autocommit=True) as connection:
             connection.execute("SELECT pg_advisory_lock(42)")
-            victim = stage.begin_replica()
+            # It is to wait until it is killed, and its backend until the successor is seen to wait for it.
+            victim = stage.begin_replica(constants={"storage.database.LOCK_WITHIN": "1h"})
             until(lambda: stage.database.value(waiting) == 1)
             victim.kill()
             successor = stage.begin_replica()

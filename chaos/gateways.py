@@ -15,15 +15,15 @@ from chaos.verdict import WATCH_EVERY, Figures, Row, Watched, judge, timed, toge
 ONE_BY_ONE = {
     "delivery.limits.TRIP_AFTER": 10**9,
     "delivery.limits.REFUSED_IN_A_ROW": 10**9,
-    "delivery.backoff.BASE": 3_600.0,
-    "delivery.backoff.CAP": 7_200.0,
+    "policy.BASE": 3_600.0,
+    "policy.CAP": 7_200.0,
 }
 # Breaker and backoff at a tenth, so that an outage of one minute stands for one of ten.
 A_TENTH = {
     "storage.gateways.OPEN_SECONDS": 1,
     "storage.gateways.OPEN_CAP": 30,
-    "delivery.backoff.BASE": 0.2,
-    "delivery.backoff.CAP": 30.0,
+    "policy.BASE": 0.2,
+    "policy.CAP": 30.0,
 }
 GROWTH = 20 * 2**20
 """Bytes that the memory of a process may grow by, whatever a gateway sends."""

@@ -36,7 +36,7 @@ from notifier.models import (
 )
 from notifier.simulator import Entry
 from notifier.storage import queue, statistics
-from notifier.storage.database import Connection, Pool
+from notifier.storage.database import Connection, Pool, unlimited
 
 SHOWN = 10
 """Ids a breach names; its count says how many there are."""
@@ -174,7 +174,7 @@ class Facts:
 async def gather(db: Pool, entries: Sequence[Entry], run: Run, default_zone: ZoneInfo) -> Facts:
     """Read the database in one snapshot; the ledger must be complete by then."""
     async with db.acquire() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
-        await conn.execute("SET LOCAL statement_timeout = 0")
+        await conn.execute(unlimited())
         mailings = await _mailings(conn)
         owned = Counter(batch.replica for batch in await queue.owned(conn))
         messages = await _messages(conn, mailings, default_zone)

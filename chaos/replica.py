@@ -1,6 +1,6 @@
 """`python -m chaos.replica …`: server.py with constants changed and, on command, a death or losses at chosen steps.
 
-`CONSTANTS` holds a JSON object, `{"delivery.backoff.CAP": 30.0}`: module under `notifier`, name, value. `DEATH` holds
+`CONSTANTS` holds a JSON object, `{"policy.CAP": 30.0}`: module under `notifier`, name, value. `DEATH` holds
 `before|after N path`: kill -9 of this process before or after call N of that function (`after 3 storage.queue.claim`);
 after one that found nothing it does not count.
 `LOSS` holds `seconds rounds part part …`: from the first request on, every so many seconds the task of the next part is

@@ -263,7 +263,11 @@ def stands_still(
         at_work(stage)
         mailing = stage.mailing(stage.replicas[0])
         stopped = stage.replicas[-1]
+        until(lambda: written(stage, stopped) > 0)
+        # Slower, so that the mailing is not over before one is caught with requests under way.
+        stage.gateway.script(latency=min(5_000, timeout * 500))
         marked = until(partial(_stopped_at_work, stage, stopped, concurrency))
+        stage.gateway.script(latency=latency)
         began = time.monotonic()
         taken_over = timed(lambda: not owned(stage, stopped))
         stage.replicas.remove(stopped)  # nobody shall ask it

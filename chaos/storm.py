@@ -40,8 +40,8 @@ from notifier.storage.replicas import LOCKS
 # Ten minutes hold few waits of five: what is only a waiting time is shorter here. What judges others (heartbeats, the
 # freshness of a record, when a batch is stuck) stays as it is.
 CONSTANTS: Mapping[str, Any] = {
-    "delivery.backoff.BASE": 0.5,  # so that a message has its tries within a minute
-    "delivery.backoff.CAP": 4.0,
+    "policy.BASE": 0.5,  # so that a message has its tries within a minute
+    "policy.CAP": 4.0,
     "delivery.sender.AFTER_BUG": 2.0,
     "delivery.chores.PURGE_EVERY": 3.0,  # deleted mailings go while the storm lasts
     "delivery.chores.PURGE_REST": 0.05,

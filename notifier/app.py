@@ -231,7 +231,7 @@ async def _scheduler(stack: AsyncExitStack, settings: Settings, dsn: str, hold: 
         concurrency=settings.gateway_concurrency,
         rate=settings.gateway_rate,
         timeout=settings.gateway_timeout,
-        policy=OnUnknown(settings.gateway_on_unknown),
+        on_unknown=OnUnknown(settings.gateway_on_unknown),
         default_zone=ZoneInfo(settings.default_timezone),
         hold=hold,
         pause_all=settings.pause_all,

@@ -1,7 +1,7 @@
 """The nouns of the service, and the statuses with their legal transitions, written once.
 
-Read this file first: the delivery story goes on in `storage/queue.py`, `delivery/sender.py`,
-`delivery/recorder.py` and `delivery/scheduler.py`.
+Read this file first: the delivery story goes on in `policy.py`, `storage/queue.py`, `delivery/feeder.py`,
+`delivery/sender.py` and `delivery/recorder.py`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ class MailingStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-# verb → (from any of these, to this); what is not listed is a 409. `resume` leads back to `scheduled` when nothing
-# was chosen yet (storage.mailings.act); `begin` and `finish` are the scheduler's own, in statements of its own there.
+# verb → (from any of these, to this); what is not listed is a 409. People have `start`, `pause`, `resume` and `cancel`.
+# `resume_unbegun` is what `resume` does when nobody was chosen yet; `begin` and `finish` are the scheduler's; `reopen`
+# is done by a late result or a decision that has a message sent again (storage/ledger.py).
 MAILING_TRANSITIONS: dict[str, tuple[frozenset[MailingStatus], MailingStatus]] = {
     "start": (frozenset({MailingStatus.DRAFT}), MailingStatus.SCHEDULED),
     "begin": (frozenset({MailingStatus.SCHEDULED}), MailingStatus.RUNNING),
     "pause": (frozenset({MailingStatus.SCHEDULED, MailingStatus.RUNNING}), MailingStatus.PAUSED),
     "resume": (frozenset({MailingStatus.PAUSED}), MailingStatus.RUNNING),
+    "resume_unbegun": (frozenset({MailingStatus.PAUSED}), MailingStatus.SCHEDULED),
     "cancel": (
         frozenset({MailingStatus.DRAFT, MailingStatus.SCHEDULED, MailingStatus.RUNNING, MailingStatus.PAUSED}),
         MailingStatus.CANCELLED,
@@ -40,6 +42,7 @@ MAILING_TRANSITIONS: dict[str, tuple[frozenset[MailingStatus], MailingStatus]] =
         frozenset({MailingStatus.SCHEDULED, MailingStatus.RUNNING, MailingStatus.PAUSED}),
         MailingStatus.FINISHED,
     ),
+    "reopen": (frozenset({MailingStatus.FINISHED}), MailingStatus.RUNNING),
 }
 
 OVER = frozenset({MailingStatus.FINISHED, MailingStatus.CANCELLED})
@@ -86,6 +89,59 @@ class MessageState(StrEnum):
 OPEN_STATES = frozenset({MessageState.WAITING, MessageState.RETRYING, MessageState.DOUBTFUL})
 
 
+# state → the states that the next row of the ledger may lead to; every row is one such step, and the audit checks each.
+# A row may leave the state as it is: something was tried, or not started, and the message goes on as before.
+MESSAGE_TRANSITIONS: dict[MessageState, frozenset[MessageState]] = {
+    MessageState.WAITING: frozenset(
+        {
+            MessageState.WAITING,
+            MessageState.RETRYING,
+            MessageState.DOUBTFUL,
+            MessageState.SENT,
+            MessageState.FAILED,
+            MessageState.SUPPRESSED,
+            MessageState.UNKNOWN,
+        }
+    ),
+    MessageState.RETRYING: frozenset(
+        {
+            MessageState.RETRYING,
+            MessageState.DOUBTFUL,
+            MessageState.SENT,
+            MessageState.FAILED,
+            MessageState.SUPPRESSED,
+            MessageState.UNKNOWN,
+        }
+    ),
+    # A late result may settle the doubt: surely not sent. Only 0.1.0 suppressed what was in doubt.
+    MessageState.DOUBTFUL: frozenset(
+        {
+            MessageState.RETRYING,
+            MessageState.DOUBTFUL,
+            MessageState.SENT,
+            MessageState.FAILED,
+            MessageState.SUPPRESSED,
+            MessageState.UNKNOWN,
+        }
+    ),
+    MessageState.UNKNOWN: frozenset(
+        {
+            MessageState.RETRYING,
+            MessageState.DOUBTFUL,
+            MessageState.SENT,
+            MessageState.FAILED,
+            MessageState.UNKNOWN,
+        }
+    ),
+    # Only an acceptance overrules what was final; what is sent stays sent.
+    MessageState.FAILED: frozenset({MessageState.FAILED, MessageState.SENT}),
+    MessageState.SUPPRESSED: frozenset({MessageState.SUPPRESSED, MessageState.SENT}),
+    MessageState.SENT: frozenset({MessageState.SENT, MessageState.DELIVERED, MessageState.UNDELIVERED}),
+    MessageState.DELIVERED: frozenset({MessageState.DELIVERED}),
+    MessageState.UNDELIVERED: frozenset({MessageState.UNDELIVERED, MessageState.DELIVERED}),
+}
+
+
 class Status(StrEnum):
     """The status of a message as everybody outside sees it."""
 
@@ -119,7 +175,7 @@ class Outcome(StrEnum):
     """What became of one attempt (the PostgreSQL type ``outcome``).
 
     Two questions decide: may the text have been sent (no, maybe, yes), and whose fault is it (the message's, the
-    recipient's, the gateway's)? Those from ``not_started`` on are entries of the books, not answers of a gateway.
+    recipient's, the gateway's)? Those from ``not_started`` on are entries of our own, not answers of a gateway.
     """
 
     ACCEPTED = "accepted"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import hypothesis
 import psycopg
 import pytest
 from tornado.ioloop import IOLoop
@@ -43,6 +44,9 @@ def forget_settings() -> None:
             del os.environ[name]
 
 
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
 os.environ["NOTIFIER_ENV_FILE"] = os.devnull  # no .env of whoever runs the tests
 forget_settings()  # before any module of tests is imported
 

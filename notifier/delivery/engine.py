@@ -43,7 +43,7 @@ class Engine:
         concurrency: int,
         rate: float,
         timeout: float,
-        policy: OnUnknown,
+        on_unknown: OnUnknown,
         default_zone: ZoneInfo,
         finished: Signal,
     ) -> None:
@@ -83,7 +83,7 @@ class Engine:
             self.line,
             self.outbox,
             clock,
-            policy=policy,
+            on_unknown=on_unknown,
             more=Signal(self._record, self._feed),
             urgent=self._record,
         )

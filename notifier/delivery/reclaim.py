@@ -7,9 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from notifier import telemetry
+from notifier import policy, telemetry
 from notifier.cluster.detector import FailureDetector
-from notifier.delivery import backoff
 from notifier.delivery.recorder import REFUSED, store
 from notifier.models import OnUnknown, Outcome, Reason
 from notifier.storage import mailings, queue
@@ -20,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 async def reclaim(
-    db: Pool, replica: int, left_behind: Sequence[Owned], detector: FailureDetector, policy: OnUnknown, wait: float
+    db: Pool, replica: int, left_behind: Sequence[Owned], detector: FailureDetector, on_unknown: OnUnknown, wait: float
 ) -> None:
     """Reclaim and settle in one transaction: where nothing can be written the owners stay who they are.
 
@@ -30,14 +29,14 @@ async def reclaim(
     try:
         async with transaction(db) as conn:
             reclaimed = await queue.reclaim(conn, replica, left_behind)
-            await settle(conn, replica, reclaimed, policy, wait)
+            await settle(conn, replica, reclaimed, on_unknown, wait)
     except AWAY:
         detector.forget_batches()
         raise
     except REFUSED:  # a row of one of them; it is split off by those who need no transaction around it
         reclaimed = await queue.reclaim(db, replica, left_behind)
         for batch in reclaimed:
-            await settle(db, replica, [batch], policy, wait, write=store)
+            await settle(db, replica, [batch], on_unknown, wait, write=store)
     for batch in reclaimed:
         log.warning("reclaimed a batch", batch=batch.id, mailing_id=batch.mailing_id)
         telemetry.TAKEOVERS.inc()
@@ -47,7 +46,7 @@ async def settle(
     db: Db,
     replica: int,
     batches: Sequence[Claimed],
-    policy: OnUnknown,
+    on_unknown: OnUnknown,
     wait: float,
     *,
     write: Callable[[Db, int, Sequence[BatchReport], Sequence[Result]], Awaitable[object]] = queue.record,
@@ -76,8 +75,8 @@ async def settle(
     for (batch, _), message in zip(marked, loaded, strict=True):
         if message.recorded:
             continue
-        history = backoff.History(message.counted, message.declined, message.in_doubt)
-        next_ = backoff.after(Outcome.INTERRUPTED, Reason.INTERRUPTED, history, policy, wait=wait)
+        history = policy.History(message.counted, message.declined, message.in_doubt)
+        next_ = policy.after(Outcome.INTERRUPTED, Reason.INTERRUPTED, history, on_unknown, wait=wait)
         results.append(
             Result(
                 batch_id=batch.id,
@@ -91,7 +90,7 @@ async def settle(
                 status_code=None,
                 reason=next_.reason,
                 detail=None,
-                due_at=None if next_.wait is None else backoff.due_at(now, next_.wait),
+                due_at=None if next_.wait is None else policy.due_at(now, next_.wait),
             )
         )
     await write(db, replica, reports, results)

@@ -54,7 +54,7 @@ class Scheduler:
         concurrency: int,
         rate: float,
         timeout: float,
-        policy: OnUnknown,
+        on_unknown: OnUnknown,
         default_zone: ZoneInfo,
         hold: Hold,
         pause_all: bool = False,
@@ -64,7 +64,7 @@ class Scheduler:
         self._name = name
         self._gateway = gateway
         self._concurrency, self._rate, self._timeout = concurrency, rate, timeout
-        self._policy = policy
+        self._on_unknown = on_unknown
         self._default_zone = default_zone
         self._pause_all = pause_all
         self._detector = FailureDetector()
@@ -119,7 +119,7 @@ class Scheduler:
             concurrency=self._concurrency,
             rate=self._rate,
             timeout=self._timeout,
-            policy=self._policy,
+            on_unknown=self._on_unknown,
             default_zone=self._default_zone,
             finished=self._lifecycle_signal,
         )
@@ -198,7 +198,7 @@ class Scheduler:
         in_hand = self.engine.held if self.engine is not None else ()
         left_behind = self._detector.to_reclaim(self.replica, in_hand, self._timeout + STUCK_AFTER)
         if left_behind:
-            await reclaim(self._db, self.replica, left_behind, self._detector, self._policy, self._timeout)
+            await reclaim(self._db, self.replica, left_behind, self._detector, self._on_unknown, self._timeout)
             self._look()
         for peer in self._detector.dead() - {self.replica}:
             await replicas.forget(self._db, peer)

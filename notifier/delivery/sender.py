@@ -12,8 +12,8 @@ from enum import Enum
 
 import structlog
 
+from notifier import policy
 from notifier.cluster.loops import Signal
-from notifier.delivery import backoff
 from notifier.delivery.answers import Answer, has_it_already
 from notifier.delivery.clock import Clock
 from notifier.delivery.concurrency import Concurrency
@@ -57,7 +57,7 @@ class Sender:
         outbox: Outbox,
         clock: Clock,
         *,
-        policy: OnUnknown,
+        on_unknown: OnUnknown,
         more: Signal,
         urgent: Signal,
     ) -> None:
@@ -67,7 +67,7 @@ class Sender:
         self._line = line
         self._outbox = outbox
         self._clock = clock
-        self._policy = policy
+        self._on_unknown = on_unknown
         self._more = more
         self._urgent = urgent
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,20 +127,20 @@ class Sender:
         duration_ms = int((time.monotonic() - started) * 1000)
         self._outbox.add(send.batch, self._entry(send, answer, next_, started_at, duration_ms, text_version))
 
-    def _after(self, answer: Answer, message: Loaded, doubts: int) -> backoff.Next:
+    def _after(self, answer: Answer, message: Loaded, doubts: int) -> policy.Next:
         if answer.outcome is Outcome.ACCEPTED and answer.reason is None:
             return _SENT
         wait = answer.retry_after
         if wait is None and answer.outcome in (Outcome.THROTTLED, Outcome.MISCONFIGURED):
             wait = 0.0  # the gateway's pause holds it back, not a backoff of its own
-        history = backoff.History(message.counted, message.declined, doubts)
-        return backoff.after(answer.outcome, answer.reason, history, self._policy, wait=wait)
+        history = policy.History(message.counted, message.declined, doubts)
+        return policy.after(answer.outcome, answer.reason, history, self._on_unknown, wait=wait)
 
     def _entry(
         self,
         send: PendingSend,
         answer: Answer,
-        next_: backoff.Next,
+        next_: policy.Next,
         started_at: datetime,
         duration_ms: int,
         text_version: int,
@@ -157,7 +157,7 @@ class Sender:
             answer.status_code,
             next_.reason,
             answer.detail,
-            None if next_.wait is None else backoff.due_at(self._clock.now(), next_.wait),
+            None if next_.wait is None else policy.due_at(self._clock.now(), next_.wait),
         )
 
     def _next(self, now: float) -> PendingSend | None:
@@ -169,7 +169,7 @@ class Sender:
             except Exception:  # one message's bad luck must not stop the others
                 log.exception("cannot be started", message_id=send.message.id, mailing_id=send.batch.mailing.id)
                 at = self._clock.latest(now)
-                due_at = backoff.due_at(self._clock.now(), AFTER_BUG)
+                due_at = policy.due_at(self._clock.now(), AFTER_BUG)
                 decision = send.batch.not_started(
                     send.message.id, Outcome.NOT_STARTED, Reason.INTERNAL_ERROR, at, due_at
                 )
@@ -192,7 +192,7 @@ class Sender:
         at = self._clock.latest(now)
         if message.phone is None:
             return batch.not_started(message.id, Outcome.SUPPRESSED, Reason.CLIENT_DELETED, at)
-        held = self._policy is OnUnknown.HOLD and batch.claimed.state is MessageState.DOUBTFUL
+        held = self._on_unknown is OnUnknown.HOLD and batch.claimed.state is MessageState.DOUBTFUL
         if held and not message.let_go:  # it was queued under another policy
             return batch.not_started(message.id, Outcome.NOT_STARTED, Reason.HELD, at)
         due_at = batch.claimed.due_at
@@ -209,7 +209,7 @@ class Sender:
         return StartDecision.START if permit else StartDecision.WAIT
 
 
-_SENT = backoff.Next(MessageState.SENT, None, None)
+_SENT = policy.Next(MessageState.SENT, None, None)
 
 
 def _doubts(send: PendingSend) -> int:

@@ -11,8 +11,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from notifier.models import MAX_IN_DOUBT
+from notifier.models import MAX_IN_DOUBT, MESSAGE_TRANSITIONS
 from notifier.storage.database import Connection, Db, transaction, unlimited
+from notifier.storage.literals import pairs
 from notifier.storage.mailings import WHOLE
 
 SHOWN = 10
@@ -226,20 +227,16 @@ _LEDGER = (
         FROM attempts a LEFT JOIN messages g ON g.id = a.message_id
         """,
     ),
-    # Accepted is sent (or unknown, where it could not be recorded so: delivery/recorder.py); only an acceptance or an
-    # operator's word makes sent; sent is never taken back; nothing but these two overrules what failed or was
-    # suppressed; nothing waits again that was tried.
+    # Each step is legal. Accepted is sent (or unknown, where it could not be recorded so: delivery/recorder.py), and
+    # only an acceptance or an operator's decision makes sent.
     Check(
         "ledger_steps",
-        """
+        f"""
         SELECT message_id AS id,
                (outcome = 'accepted' AND state NOT IN ('sent', 'delivered', 'undelivered')
                    AND NOT (state = 'unknown' AND coalesce(reason IN ('unrecordable', 'late'), false)))
                OR (state = 'sent' AND before <> 'sent' AND outcome NOT IN ('accepted', 'resolved'))
-               OR (before IN ('sent', 'delivered', 'undelivered')
-                   AND state NOT IN ('sent', 'delivered', 'undelivered'))
-               OR (before IN ('failed', 'suppressed') AND state NOT IN (before, 'sent') AND outcome <> 'resolved')
-               OR (state = 'waiting' AND before <> 'waiting') AS broken
+               OR (before, state) NOT IN ({pairs(MESSAGE_TRANSITIONS)}) AS broken
         FROM (
             SELECT message_id, outcome, state, reason,
                    coalesce(lag(state) OVER (PARTITION BY message_id ORDER BY seq), 'waiting') AS before

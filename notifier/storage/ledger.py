@@ -12,9 +12,11 @@ from typing import Literal
 
 import asyncpg
 
+from notifier import policy
 from notifier.errors import Conflict, NotFound
 from notifier.models import IN_DOUBT, MAX_IN_DOUBT, OPEN_STATES, OVER, MailingStatus, MessageState, Outcome, Reason
 from notifier.storage.database import Db, transaction
+from notifier.storage.literals import listed
 from notifier.storage.mailings import CHANNEL
 from notifier.storage.queue import Result
 
@@ -39,23 +41,6 @@ async def mine(db: Db, replica: int, keys: Sequence[tuple[int, int, datetime]]) 
         *(list(column) for column in zip(*keys, strict=True)),
     )
     return {(row["message_id"], row["seq"], row["started_at"]) for row in rows}
-
-
-def state_after(last: MessageState, new: MessageState, *, doubts: int) -> MessageState:
-    """The state after a late truth: an acceptance always counts, and nothing but it overrules a final one.
-
-    `unknown` is final only for want of better, so whatever is known later overrules it. ``doubts`` are the requests
-    that left open whether the text was sent; the late truth settles one of them, and says nothing of the others.
-    """
-    if last in (MessageState.SENT, MessageState.DELIVERED, MessageState.UNDELIVERED):
-        return last
-    if new is MessageState.SENT or last in OPEN_STATES or last is MessageState.UNKNOWN:
-        return _IN_DOUBT.get(new, new) if doubts > 1 else new
-    return last
-
-
-# What a truth that says "surely not sent" of one request leaves where another one is in doubt.
-_IN_DOUBT = {MessageState.RETRYING: MessageState.DOUBTFUL, MessageState.FAILED: MessageState.UNKNOWN}
 
 
 async def _written(conn: Db, replica: int, result: Result) -> bool:
@@ -91,7 +76,7 @@ async def append_late(db: Db, replica: int, result: Result) -> bool:
                 if await _written(conn, replica, result):
                     return True
                 # what is under way is in doubt until its row is there
-                state = state_after(head.state, result.state, doubts=head.doubts + head.marked)
+                state = policy.after_late(head.state, result.state, doubts=head.doubts + head.marked)
                 final = head.given_up or head.state is MessageState.UNKNOWN
                 if state is MessageState.DOUBTFUL and result.outcome in IN_DOUBT and final:
                     state = MessageState.UNKNOWN  # its owner did not know what others did meanwhile
@@ -203,10 +188,10 @@ async def _lock(conn: Db, message_id: int) -> _Head | None:
 
 async def _last(conn: Db, message_id: int) -> asyncpg.Record | None:
     return await conn.fetchrow(
-        """
+        f"""
         SELECT coalesce(max(a.seq), 0) AS seq,
                coalesce((array_agg(a.state ORDER BY a.seq DESC))[1], 'waiting') AS state,
-               count(*) FILTER (WHERE a.outcome IN ('unknown', 'interrupted')) AS doubts,
+               count(*) FILTER (WHERE a.outcome IN ({listed(IN_DOUBT)})) AS doubts,
                -- in doubt with one that is told late now, less those that an operator let go: a late row is the second
                -- one of a request that was interrupted
                1 + count(*) FILTER (WHERE a.outcome = 'unknown') - count(*) FILTER (WHERE a.outcome = 'resolved')

@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 
+from notifier import policy
 from notifier.errors import Conflict, IllegalTransition, Invalid, NotFound, Problem, Stale
 from notifier.models import INT64_MAX, MAILING_TRANSITIONS, OVER, Filter, Mailing, MailingStatus, Status, Window
 from notifier.storage.database import Db, transaction
@@ -20,9 +21,6 @@ KEEP_DELETED = 30 * 86_400.0
 
 # SQL over ``mailings m``: no piece of it was purged.
 WHOLE = "m.audience = (SELECT coalesce(sum(last_id - first_id + 1), 0) FROM slices WHERE mailing_id = m.id)"
-
-# Longer waits than this are a window's, not a backoff's (delivery/backoff.py, CAP).
-LONGEST_BACKOFF = 300
 
 # Text and gateway are scalar subqueries: a join may become one of whole tables, and then a page costs what lies above
 # it. While the gateway is stopped, out of order or throttling, that is what keeps a mailing waiting.
@@ -284,7 +282,10 @@ async def edit(db: Db, mailing_id: int, changes: dict[str, Any], *, if_match: in
 
 
 async def _reschedule(conn: Db, mailing_id: int) -> None:
-    """Unclaimed batches become due at once: whoever loads them sorts them by the new window."""
+    """Unclaimed batches become due at once: whoever loads them sorts them by the new window.
+
+    A wait longer than the longest backoff is a window's.
+    """
     await conn.execute(
         """
         UPDATE batches SET due_at = now()
@@ -292,7 +293,7 @@ async def _reschedule(conn: Db, mailing_id: int) -> None:
           AND (state = 'waiting' OR due_at > now() + $2 * interval '1 second')
         """,
         mailing_id,
-        LONGEST_BACKOFF,
+        policy.CAP,
     )
 
 
@@ -301,15 +302,13 @@ async def act(db: Db, mailing_id: int, verb: str, *, if_match: int | None = None
 
     One row is written, however large the mailing is. Raises NotFound, Stale, IllegalTransition.
     """
-    sources, target = MAILING_TRANSITIONS[verb]
     async with transaction(db) as conn:
         mailing, begun = await _locked(conn, mailing_id, if_match)
+        sources, target = MAILING_TRANSITIONS["resume_unbegun" if verb == "resume" and not begun else verb]
         if mailing.status not in sources:
             raise IllegalTransition(f"A mailing that is {mailing.status} cannot {verb}.")
         if verb in ("start", "resume") and mailing.ends_at <= await conn.fetchval("SELECT now()"):
             raise IllegalTransition(f"The mailing is over; it cannot {verb}.")
-        if verb == "resume" and not begun:
-            target = MailingStatus.SCHEDULED
         await conn.execute(
             """
             UPDATE mailings

@@ -15,8 +15,10 @@ from typing import NamedTuple
 import asyncpg
 
 from notifier.errors import Stale
-from notifier.models import MailingStatus, MessageState, Outcome, Reason, Window
+from notifier.models import IN_DOUBT, MailingStatus, MessageState, Outcome, Reason, Window
+from notifier.policy import COUNTED
 from notifier.storage.database import Db
+from notifier.storage.literals import listed
 
 BATCH_SIZE = 500  # ids; a claim is paid once per batch, and a dead owner's leftovers stay small
 
@@ -180,7 +182,7 @@ class Loaded(NamedTuple):
 async def load(db: Db, ids: Sequence[int], seqs: Sequence[int]) -> list[Loaded]:
     """One row per id, in the order given. LEFT JOINs, so that a row missing anywhere cannot hide a message."""
     rows = await db.fetch(
-        """
+        f"""
         SELECT t.id, c.phone, c.timezone, coalesce(h.recorded, false) AS recorded, h.counted, h.declined, h.in_doubt,
                coalesce(h.last_let_go > h.last_doubt, false) AS let_go
         FROM unnest($1::bigint[], $2::smallint[]) WITH ORDINALITY t (id, seq, position)
@@ -188,12 +190,12 @@ async def load(db: Db, ids: Sequence[int], seqs: Sequence[int]) -> list[Loaded]:
         LEFT JOIN clients c ON c.id = m.client_id
         CROSS JOIN LATERAL (
             SELECT bool_or(a.seq = t.seq) AS recorded,
-                   count(*) FILTER (WHERE a.outcome IN ('declined', 'unavailable', 'unknown', 'interrupted')
+                   count(*) FILTER (WHERE a.outcome IN ({listed(COUNTED)})
                                       AND a.reason IS DISTINCT FROM 'outage') AS counted,
                    count(*) FILTER (WHERE a.outcome = 'declined'
                                       AND a.reason IS DISTINCT FROM 'account_refused') AS declined,
-                   count(*) FILTER (WHERE a.outcome IN ('unknown', 'interrupted')) AS in_doubt,
-                   max(a.seq) FILTER (WHERE a.outcome IN ('unknown', 'interrupted')) AS last_doubt,
+                   count(*) FILTER (WHERE a.outcome IN ({listed(IN_DOUBT)})) AS in_doubt,
+                   max(a.seq) FILTER (WHERE a.outcome IN ({listed(IN_DOUBT)})) AS last_doubt,
                    max(a.seq) FILTER (WHERE a.outcome = 'resolved') AS last_let_go
             FROM attempts a WHERE a.message_id = t.id
         ) h

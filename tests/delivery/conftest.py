@@ -14,8 +14,8 @@ import pytest
 from tornado.ioloop import IOLoop
 
 from chaos.stage import PATIENCE
+from notifier import policy
 from notifier.cluster.loops import Signal
-from notifier.delivery import backoff
 from notifier.delivery.engine import Engine
 from notifier.delivery.gateway import Gateway
 from notifier.delivery.planner import Planner
@@ -38,8 +38,8 @@ def simulator() -> Iterator[Simulator]:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come after hundredths of a second instead of seconds."""
-    monkeypatch.setattr(backoff, "BASE", 0.05)
-    monkeypatch.setattr(backoff, "CAP", 0.2)
+    monkeypatch.setattr(policy, "BASE", 0.05)
+    monkeypatch.setattr(policy, "CAP", 0.2)
 
 
 REPLICA: ContextVar[int | None] = ContextVar("REPLICA", default=None)
@@ -98,7 +98,7 @@ class World:
             "concurrency": 20,
             "rate": 0.0,
             "timeout": 1.0,
-            "policy": OnUnknown.RETRY,
+            "on_unknown": OnUnknown.RETRY,
             "pause_all": False,
             "hold": Hold(self.db, None),
         }
@@ -116,7 +116,7 @@ class World:
 
     async def engine(self, db: Any = None, **given: Any) -> Engine:
         """Return the engine of one more replica; its loops do not run: the test polls its parts."""
-        options: dict[str, Any] = {"concurrency": 50, "rate": 0.0, "timeout": 1.0, "policy": OnUnknown.RETRY}
+        options: dict[str, Any] = {"concurrency": 50, "rate": 0.0, "timeout": 1.0, "on_unknown": OnUnknown.RETRY}
         options |= given
         gateway = Gateway("default", self.simulator.url, "token", timeout=options["timeout"])
         self.gateways.append(gateway)

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from notifier import policy
 from notifier.cluster import control, detector
-from notifier.delivery import backoff, engine, feeder, held, limits, line, recorder, sender
+from notifier.delivery import engine, feeder, held, limits, line, recorder, sender
 from notifier.models import MailingStatus, OnUnknown
 from notifier.storage import ledger, queue
 from notifier.storage.queue import Recorded
@@ -67,7 +68,7 @@ async def _two_ahead(conn: Any, head: Any, *rest: Any) -> None:
 
 
 _stage, _observe, _note = feeder.Feeder._stage, detector.FailureDetector.observe, limits.Limits.note
-_after, _load, _write = backoff.after, queue.load, ledger._write
+_after, _load, _write = policy.after, queue.load, ledger._write
 
 
 class Hole(NamedTuple):
@@ -113,7 +114,7 @@ HOLES: dict[str, Hole] = {
     ),
     "the ledger is dense": Hole(ledger, "_write", _two_ahead, test_reclaim.test_a_late_acceptance_cancels_the_retry),
     "in doubt, and hold: never again by itself": Hole(
-        backoff,
+        policy,
         "after",
         _again_and_again,
         test_outcomes.test_hold_never_sends_again_by_itself_and_an_operator_decides,

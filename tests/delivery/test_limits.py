@@ -96,13 +96,16 @@ async def test_what_waits_too_long_under_its_mark_is_given_back(world: World, mo
 
 
 async def test_only_the_probes_answer_closes_an_open_breaker(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateways, "OPEN_SECONDS", 0.3)
-    monkeypatch.setattr(gateways, "OPEN_CAP", 0.3)
-    # ten fail and open it, two that were under way before time out while the probe is on its way
+    """Ten fail and open it; two that were under way before time out while the probe is on its way.
+
+    They end after 5 s, and the probe goes from 1.5 s on and takes 4: a second is left for a busy machine.
+    """
+    monkeypatch.setattr(gateways, "OPEN_SECONDS", 1.5)
+    monkeypatch.setattr(gateways, "OPEN_CAP", 1.5)
     world.simulator.script(
         {"match": {"attempt": 1}, "times": 2, "do": {"kind": "hang"}},
         {"match": {"attempt": 1}, "times": 10, "do": {"kind": "status", "status": 503}},
-        {"times": 1, "do": {"kind": "delay", "ms": 500}},
+        {"times": 1, "do": {"kind": "delay", "ms": 4_000}},
     )
     opened: list[str] = []
     open_breaker = gateways.open_breaker
@@ -113,7 +116,7 @@ async def test_only_the_probes_answer_closes_an_open_breaker(world: World, monke
 
     monkeypatch.setattr(gateways, "open_breaker", counted)
     await world.clients(40)
-    engine = await world.replica(concurrency=12, timeout=0.7)
+    engine = await world.replica(concurrency=12, timeout=5)
     mailing = await world.mailing()
     await poll_until(lambda: engine.engine and engine.engine.limits.probing)
     await world.until(mailing, sent=40)

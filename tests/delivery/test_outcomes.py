@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from notifier.delivery import backoff, feeder
+from notifier import policy
+from notifier.delivery import feeder
 from notifier.errors import Conflict
 from notifier.models import OnUnknown, Status
 from notifier.storage import audience, clients, gateways, ledger
@@ -140,7 +141,7 @@ async def test_an_unknown_outcome_is_tried_again_with_the_same_id(world: World) 
 async def test_hold_never_sends_again_by_itself_and_an_operator_decides(world: World) -> None:
     await world.clients(4)
     world.simulator.script({"match": {"attempt": 1}, "do": {"kind": "status", "status": 500}})
-    await world.replica(policy=OnUnknown.HOLD)
+    await world.replica(on_unknown=OnUnknown.HOLD)
     mailing = await world.mailing()
     await world.until(mailing, unknown=4)
     await world.finished(mailing)
@@ -158,8 +159,8 @@ async def test_hold_never_sends_again_by_itself_and_an_operator_decides(world: W
 
 async def test_a_change_to_hold_holds_what_is_queued_in_doubt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has one request in doubt under `retry` when the replica comes back with `hold`: none is sent again."""
-    monkeypatch.setattr(backoff, "BASE", 6.0)
-    monkeypatch.setattr(backoff, "backoff", lambda tries: 0.5)
+    monkeypatch.setattr(policy, "BASE", 6.0)
+    monkeypatch.setattr(policy, "backoff", lambda tries: 0.5)
     await world.clients(4)
     world.simulator.script({"match": {"attempt": 1}, "do": {"kind": "reset", "accept": True}})
     engine = await world.replica()
@@ -168,7 +169,7 @@ async def test_a_change_to_hold_holds_what_is_queued_in_doubt(world: World, monk
     await gateways.pause(world.db, "default")
     await world.stop(engine, 1)
     asked = len(world.simulator.entries())
-    await world.replica(policy=OnUnknown.HOLD)
+    await world.replica(on_unknown=OnUnknown.HOLD)
     await gateways.resume(world.db, "default")
     await world.until(mailing, unknown=4)
     await world.finished(mailing)
@@ -224,7 +225,7 @@ async def test_a_slow_gateway_that_drops_repetitions_loses_nobody(
 
 async def test_a_client_that_is_erased_after_a_doubt_is_unknown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """`suppressed` says that nothing was sent."""
-    monkeypatch.setattr(backoff, "backoff", lambda tries: 1.0)
+    monkeypatch.setattr(policy, "backoff", lambda tries: 1.0)
     await world.clients(1)
     world.simulator.script({"match": {"attempt": 1}, "do": {"kind": "reset", "accept": True}})
     await world.replica()

@@ -41,7 +41,7 @@ def quick_death(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick_death")
 @pytest.mark.parametrize("policy", [OnUnknown.RETRY, OnUnknown.HOLD])
 async def test_a_dead_replicas_work_is_taken_over(world: World, policy: OnUnknown) -> None:
-    mailing = await running(world, policy=policy)
+    mailing = await running(world, on_unknown=policy)
     (victim,) = world.schedulers
     # between two watermarks nothing may be under way for a moment
     await poll_until(lambda: victim.engine is not None and victim.engine.concurrency.inflight)
@@ -49,7 +49,7 @@ async def test_a_dead_replicas_work_is_taken_over(world: World, policy: OnUnknow
     doubtful = await world.db.fetchval("SELECT sum(watermark - done) FROM batches WHERE owner IS NOT NULL")
     assert 0 < doubtful <= 10 + feeder.AHEAD
     world.simulator.script()
-    await world.replica(policy=policy)
+    await world.replica(on_unknown=policy)
     await world.finished(mailing)
     outcomes = await world.outcomes(mailing)
     assert 0 < outcomes["interrupted"] <= 10 + feeder.AHEAD

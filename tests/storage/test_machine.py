@@ -34,8 +34,7 @@ from hypothesis.stateful import (
 )
 from tornado.ioloop import IOLoop
 
-from notifier import windows
-from notifier.delivery import backoff
+from notifier import policy, windows
 from notifier.delivery.reclaim import settle
 from notifier.delivery.recorder import OWN_ENTRIES, store
 from notifier.errors import Conflict, NotFound, Stale
@@ -753,8 +752,8 @@ class Machine(RuleBasedStateMachine):
         request.maybe_sent = outcome in MAYBE_SENT
         wait = 0.0 if outcome in (Outcome.THROTTLED, Outcome.MISCONFIGURED) else None
         loaded = request.history
-        history = backoff.History(loaded.counted, loaded.declined, loaded.in_doubt)
-        next_ = backoff.after(outcome, reason, history, self.policy, wait=wait)
+        history = policy.History(loaded.counted, loaded.declined, loaded.in_doubt)
+        next_ = policy.after(outcome, reason, history, self.policy, wait=wait)
         if next_.state is MessageState.RETRYING and hand.batch.state is MessageState.DOUBTFUL:
             next_ = replace(next_, state=MessageState.DOUBTFUL)
         due_at = None

@@ -48,8 +48,10 @@ async def test_the_table_of_transitions_is_the_documented_one() -> None:
         "begin": ({"scheduled"}, "running"),
         "pause": ({"scheduled", "running"}, "paused"),
         "resume": ({"paused"}, "running"),
+        "resume_unbegun": ({"paused"}, "scheduled"),
         "cancel": ({"draft", "scheduled", "running", "paused"}, "cancelled"),
         "finish": ({"scheduled", "running", "paused"}, "finished"),
+        "reopen": ({"finished"}, "running"),
     }
 
 

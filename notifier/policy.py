@@ -1,4 +1,7 @@
-"""What happens next: from an outcome and a message's history to its state and the time of its next try. Pure."""
+"""What happens to a message next: from an outcome and its history to its state and the time of its next try. Pure.
+
+The counts of a history are made in SQL (storage/queue.py), from the sets of outcomes that stand here.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import random
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from notifier.models import IN_DOUBT, MAX_IN_DOUBT, MessageState, OnUnknown, Outcome, Reason
+from notifier.models import IN_DOUBT, MAX_IN_DOUBT, OPEN_STATES, MessageState, OnUnknown, Outcome, Reason
 
 # Full jitter: a try comes after a random part of base × 2**(tries − 1), at most the cap. It spreads a herd best.
 BASE, CAP = 2.0, 300.0
@@ -42,9 +45,9 @@ class Next:
 
 
 def after(
-    outcome: Outcome, reason: Reason | None, history: History, policy: OnUnknown, *, wait: float | None = None
+    outcome: Outcome, reason: Reason | None, history: History, on_unknown: OnUnknown, *, wait: float | None = None
 ) -> Next:
-    """The rules of the table of outcomes in docs/delivery.md; ``wait`` overrules the backoff's (seconds).
+    """Return what the table of outcomes in docs/delivery.md says; ``wait`` overrules the backoff's (seconds).
 
     ``reason`` is handed through, unless a limit is reached. A refusal says nothing of an earlier request that may have
     been taken: where there is one, what is given up is unknown and not failed, which says "surely not sent".
@@ -58,12 +61,29 @@ def after(
         return Next(given_up, reason, None)
     if outcome is Outcome.DECLINED and reason is not Reason.ACCOUNT_REFUSED and history.declined + 1 >= MAX_DECLINED:
         return Next(given_up, reason, None)
-    if outcome in IN_DOUBT and (policy is OnUnknown.HOLD or in_doubt >= MAX_IN_DOUBT):
+    if outcome in IN_DOUBT and (on_unknown is OnUnknown.HOLD or in_doubt >= MAX_IN_DOUBT):
         return Next(MessageState.UNKNOWN, reason, None)
     counted = history.counted + (outcome in COUNTED and reason is not Reason.OUTAGE)
     if counted >= MAX_COUNTED:
         return Next(given_up, Reason.ATTEMPTS_EXHAUSTED, None)
     return Next(pending, reason, backoff(counted) if wait is None else wait)
+
+
+def after_late(last: MessageState, new: MessageState, *, doubts: int) -> MessageState:
+    """Return the state after a late result: an acceptance always counts, and nothing but it overrules a final one.
+
+    `unknown` is final only for want of better, so whatever is known later overrules it. ``doubts`` are the requests
+    that left open whether the text was sent; the late result settles one of them, and says nothing of the others.
+    """
+    if last in (MessageState.SENT, MessageState.DELIVERED, MessageState.UNDELIVERED):
+        return last
+    if new is MessageState.SENT or last in OPEN_STATES or last is MessageState.UNKNOWN:
+        return _IN_DOUBT.get(new, new) if doubts > 1 else new
+    return last
+
+
+# What a result that says "surely not sent" of one request leaves where another one is in doubt.
+_IN_DOUBT = {MessageState.RETRYING: MessageState.DOUBTFUL, MessageState.FAILED: MessageState.UNKNOWN}
 
 
 def backoff(tries: int) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import product
 
 import pytest
 
-from notifier.delivery import backoff
-from notifier.delivery.backoff import History, after
-from notifier.models import MessageState, OnUnknown, Outcome, Reason
+from notifier import policy
+from notifier.models import MESSAGE_TRANSITIONS, REQUESTS, MessageState, OnUnknown, Outcome, Reason
+from notifier.policy import History, after
 
 RETRY, HOLD = OnUnknown.RETRY, OnUnknown.HOLD
 NEW = History()
@@ -55,9 +56,9 @@ def test_a_given_wait_overrules_the_backoff() -> None:
 
 @pytest.mark.parametrize(("tries", "most"), [(0, 2), (1, 2), (2, 4), (3, 8), (8, 256), (9, 300), (50, 300)])
 def test_the_wait_is_a_random_part_of_a_growing_time(tries: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backoff, "BASE", 2.0)
-    monkeypatch.setattr(backoff, "CAP", 300.0)
-    waits = [backoff.backoff(tries) for _ in range(500)]
+    monkeypatch.setattr(policy, "BASE", 2.0)
+    monkeypatch.setattr(policy, "CAP", 300.0)
+    waits = [policy.backoff(tries) for _ in range(500)]
     assert 0 <= min(waits) < most * 0.1
     assert most * 0.9 < max(waits) <= most
 
@@ -65,6 +66,21 @@ def test_the_wait_is_a_random_part_of_a_growing_time(tries: int, most: float, mo
 @pytest.mark.parametrize(("wait", "grid"), [(0.0, 0.25), (1.1, 0.25), (17.3, 1.0), (111.1, 5.0)])
 def test_due_times_are_rounded_up_so_that_retries_share_batches(wait: float, grid: float) -> None:
     now = datetime(2026, 1, 1, 12, 0, 0, 130_000, UTC)
-    due = backoff.due_at(now, wait)
+    due = policy.due_at(now, wait)
     assert 0 <= due.timestamp() - now.timestamp() - wait < grid
     assert due.timestamp() % grid == 0
+
+
+def test_whatever_comes_next_is_a_legal_step() -> None:
+    """Each outcome of a request, with each history and policy, from each state in which a request may start."""
+    histories = [History(*counts) for counts in product((0, 4, 49), (0, 4), (0, 1, 2, 3))]
+    starts = {MessageState.WAITING, MessageState.RETRYING, MessageState.DOUBTFUL}
+    for state, outcome, history, on_unknown in product(starts, REQUESTS, histories, OnUnknown):
+        if (state is MessageState.DOUBTFUL) == (history.in_doubt > 0):
+            assert after(outcome, None, history, on_unknown).state in MESSAGE_TRANSITIONS[state]
+
+
+def test_whatever_a_late_result_says_is_a_legal_step() -> None:
+    results = {MessageState.RETRYING, MessageState.DOUBTFUL, MessageState.SENT, MessageState.FAILED}
+    for last, new, doubts in product(MessageState, results, (0, 1, 2)):
+        assert policy.after_late(last, new, doubts=doubts) in MESSAGE_TRANSITIONS[last]
