@@ -27,7 +27,7 @@ from notifier.models import Outcome, Reason
 from notifier.settings import Settings
 from notifier.simulator import Simulator
 from tests.conftest import poll_until
-from tests.test_cli import KEY, SERVER, TOKEN, Running, environment, started
+from tests.processes import KEY, SERVER, TOKEN, Running, environment, started
 
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 

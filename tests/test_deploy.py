@@ -29,7 +29,7 @@ import yaml
 
 from chaos.stage import PATIENCE, Postgres, free_port, has, until
 from notifier.settings import Settings
-from tests.test_cli import KEY, TOKEN, run, started
+from tests.processes import KEY, TOKEN, run, started
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 HOST, SITE = "notifier.example.com", "www.example.com"

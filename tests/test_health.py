@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from chaos.stage import free_port
+from tests.processes import KEY, SERVER, environment, started
 from tests.test_app import serving
-from tests.test_cli import KEY, SERVER, environment, started
 
 
 def check(place: Path, **settings: str) -> subprocess.CompletedProcess[str]:

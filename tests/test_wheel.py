@@ -22,7 +22,7 @@ import pytest
 
 from notifier import __version__, install
 from tests.conftest import poll_until
-from tests.test_cli import TOKEN, get, started
+from tests.processes import TOKEN, get, started
 
 ROOT = Path(__file__).parent.parent
 ASSETS = ("migrations", "static", "templates")

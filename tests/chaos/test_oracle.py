@@ -2,98 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from datetime import UTC, datetime, time, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 
-from chaos.oracle import SHOWN, Attempt, Facts, Mailing, Message, Rule, Run, Stop, Version, check, gather, summary
-from notifier.models import MailingStatus, MessageState, Outcome, Reason, Status, Window, status_of
-from notifier.simulator import Entry
-from notifier.storage import mailings
-from tests.delivery import conftest
-from tests.delivery.conftest import World
-
-simulator, short_waits, world = conftest.simulator, conftest.short_waits, conftest.world
-
-START = datetime(2026, 3, 2, 9, tzinfo=UTC)
-NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
-END = datetime(2026, 3, 2, 18, tzinfo=UTC)
-SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
-MAILING = 7
-PHONE = 79_000_000_000
-ZONE = ZoneInfo("UTC")
-
-Row = tuple[Outcome, MessageState]
-ACCEPTED = (Outcome.ACCEPTED, MessageState.SENT)
-REJECTED = (Outcome.REJECTED, MessageState.FAILED)
-UNKNOWN = (Outcome.UNKNOWN, MessageState.DOUBTFUL)
-HELD = (Outcome.UNKNOWN, MessageState.UNKNOWN)
-INTERRUPTED = (Outcome.INTERRUPTED, MessageState.DOUBTFUL)
-NOT_STARTED = (Outcome.NOT_STARTED, MessageState.WAITING)
-SAID_TO_BE_SENT = (Outcome.RESOLVED, MessageState.SENT)
-SENT_AGAIN = (Outcome.RESOLVED, MessageState.DOUBTFUL)
-
-
-class Scene:
-    """One mailing from 9 to 18 o'clock that has ended, and the run it was in; audience and statistics are counted."""
-
-    def __init__(self, run: Run | None = None, **mailing: Any) -> None:
-        self.run = run or Run(alive={1})
-        self.messages: dict[int, Message] = {}
-        self.entries: list[Entry] = []
-        self.given = mailing
-        values: dict[str, Any] = {
-            "status": MailingStatus.FINISHED,
-            "starts_at": START,
-            "ends_at": END,
-            "window": None,
-            "over_at": END,
-            "planned": True,
-            "deleted": False,
-            "texts": ((START, "Hi"),),
-            "audience": 0,
-            "shown": {},
-        }
-        self.mailing = Mailing(**(values | mailing))
-
-    def message(self, message_id: int, *rows: Row, at: datetime = NOON, zone: ZoneInfo = ZONE, **last: Any) -> Scene:
-        """A message to client and phone of its number; ``last`` changes its last row."""
-        phone = PHONE + message_id
-        attempts = [Attempt(outcome, state, at, phone=phone, text_version=1) for outcome, state in rows]
-        if last:
-            attempts[-1] = attempts[-1]._replace(**last)
-        status = status_of(rows[-1][1] if rows else MessageState.WAITING, self.mailing.status)
-        self.messages[message_id] = Message(MAILING, message_id, PHONE + message_id, zone, status, tuple(attempts))
-        return self
-
-    def asked(self, message_id: int, at: datetime = NOON, **answer: Any) -> Scene:
-        """A request in the gateway's ledger, accepted unless ``answer`` says otherwise."""
-        entry = Entry(at, message_id, PHONE + message_id, "Hi", True, False, 200, 0)
-        self.entries.append(entry._replace(**answer))
-        return self
-
-    def sent(self, message_id: int, at: datetime = NOON) -> Scene:
-        return self.message(message_id, ACCEPTED, at=at).asked(message_id, at)
-
-    def facts(self, **changes: Any) -> Facts:
-        shown = Counter(message.status for message in self.messages.values())
-        counted: dict[str, Any] = {"audience": len(self.messages), "shown": dict(shown)}
-        mailing = replace(self.mailing, **(counted | self.given))
-        return replace(Facts(self.run, {MAILING: mailing}, self.messages, self.entries, {1: 1}), **changes)
-
-    def broken(self, **changes: Any) -> list[tuple[Rule, int]]:
-        """The rules that are broken, each with its count."""
-        return [(breach.rule, breach.count) for breach in check(self.facts(**changes))]
-
-
-def moments(count: int, apart: float, since: datetime = NOON) -> list[datetime]:
-    return [since + n * timedelta(seconds=apart) for n in range(count)]
-
+from chaos.oracle import SHOWN, Rule, Run, check, summary
+from notifier.models import MailingStatus, MessageState, Outcome, Reason, Status
+from tests.chaos.oracle_scenes import (
+    ACCEPTED,
+    HELD,
+    INTERRUPTED,
+    MAILING,
+    NOON,
+    NOT_STARTED,
+    PHONE,
+    REJECTED,
+    SAID_TO_BE_SENT,
+    SECOND,
+    SENT_AGAIN,
+    START,
+    UNKNOWN,
+    Row,
+    Scene,
+)
 
 # ---- lost
 
@@ -248,145 +180,6 @@ def test_the_books_name_the_text_that_was_sent() -> None:
     assert scene.message(1, INTERRUPTED, text_version=None).broken() == []
 
 
-# ---- early, late, outside hours
-
-MOMENT = timedelta.resolution
-
-
-@pytest.mark.parametrize(
-    ("at", "broken"), [(START - MOMENT, 1), (START, 0), (END - MOMENT, 0), (END, 1)], ids=["early", "0", "1", "late"]
-)
-def test_by_the_books_nothing_starts_before_the_start_or_after_the_end(at: datetime, broken: int) -> None:
-    scene = Scene().message(1, REJECTED, at=at)
-    assert scene.broken() == [(Rule.UNTIMELY, 1)] * broken
-
-
-def test_rows_that_are_not_the_start_of_a_request_may_lie_anywhere() -> None:
-    assert Scene().message(1, NOT_STARTED, at=END + SECOND).message(2, INTERRUPTED, at=END + SECOND).broken() == []
-
-
-@pytest.mark.parametrize(
-    ("at", "slack", "broken"),
-    [
-        (START - MOMENT, {}, 1),
-        (START - 3 * SECOND, {"skew": 4.0}, 0),
-        (END + SECOND, {}, 0),
-        (END + 3 * SECOND, {}, 1),
-        (END + 3 * SECOND, {"transit": 4.0}, 0),
-        (END + 3 * SECOND, {"skew": 4.0}, 0),
-    ],
-)
-def test_nothing_reaches_the_gateway_then(at: datetime, slack: dict[str, Any], broken: int) -> None:
-    scene = Scene(Run(alive={1}, **slack)).message(1, ACCEPTED).asked(1, at)
-    assert scene.broken() == [(Rule.UNTIMELY, 1)] * broken
-
-
-@pytest.mark.parametrize(
-    ("zone", "broken"), [("UTC", 0), ("Europe/Moscow", 0), ("Asia/Kolkata", 0), ("Asia/Kathmandu", 1), ("Etc/GMT+3", 2)]
-)
-def test_nothing_starts_outside_the_clients_local_hours(zone: str, broken: int) -> None:
-    # In Kathmandu it is a quarter to six just now: the request was on its way, but the books are wrong.
-    scene = Scene(window=Window(time(12), time(17, 45))).message(1, ACCEPTED, zone=ZoneInfo(zone)).asked(1, NOON)
-    assert scene.broken() == [(Rule.UNTIMELY, 1)] * broken
-
-
-def test_a_window_that_closed_while_the_request_was_on_its_way_is_kept() -> None:
-    scene = Scene(window=Window(time(9), time(12))).message(1, ACCEPTED, at=NOON - MOMENT)
-    assert scene.asked(1, NOON + SECOND).broken() == []
-    assert scene.asked(1, NOON + 3 * SECOND, status=0, code=None).broken() == [(Rule.DOUBLED, 1), (Rule.UNTIMELY, 1)]
-
-
-def edited(*versions: Version) -> Run:
-    return Run(alive={1}, versions={MAILING: versions})
-
-
-@pytest.mark.parametrize(
-    ("after", "answered", "broken"),
-    [
-        (0.9, 0.0, 0),
-        (1.1, 0.0, 1),
-        (1.1, 0.2, 0),
-        (60.0, None, 0),
-    ],
-    ids=["within a second", "after it", "answered later", "never answered"],
-)
-def test_what_an_edit_forbids_is_allowed_for_a_second(after: float, answered: float | None, broken: int) -> None:
-    before = Version(START, START, START, END, None, "Hi")
-    shortened = before._replace(
-        asked=NOON, answered=None if answered is None else NOON + answered * SECOND, ends_at=NOON
-    )
-    scene = Scene(edited(before, shortened)).message(1, REJECTED, at=NOON + after * SECOND)
-    assert scene.broken() == [(Rule.UNTIMELY, 1)] * broken
-
-
-@pytest.mark.parametrize(("after", "broken"), [(-0.1, 1), (0.1, 0)])
-def test_what_an_edit_allows_is_allowed_from_when_it_was_asked_for(after: float, broken: int) -> None:
-    before = Version(START, START, START, END, Window(time(20), time(21)), "Hi")
-    lifted = before._replace(asked=NOON, answered=NOON + SECOND, window=None)
-    scene = Scene(edited(before, lifted)).message(1, REJECTED, at=NOON + after * SECOND)
-    assert scene.broken() == [(Rule.UNTIMELY, 1)] * broken
-
-
-# ---- pause and cancel
-
-
-@pytest.mark.parametrize(("after", "broken"), [(0.9, 0), (1.1, 1), (59.0, 1), (60.0, 0)])
-def test_nothing_starts_between_pause_and_resume(after: float, broken: int) -> None:
-    run = Run(alive={1}, stops=[Stop(MAILING, NOON, NOON + 60 * SECOND), Stop(MAILING + 1, START, None)])
-    scene = Scene(run).message(1, REJECTED, at=NOON + after * SECOND)
-    assert scene.broken() == [(Rule.STOPPED, 1)] * broken
-
-
-@pytest.mark.parametrize(("after", "broken"), [(2.9, 0), (3.1, 1), (3600.0, 1)])
-def test_nothing_reaches_the_gateway_after_a_cancel(after: float, broken: int) -> None:
-    scene = Scene(Run(alive={1}, stops=[Stop(MAILING, NOON, None)]), status=MailingStatus.CANCELLED)
-    scene.message(1, HELD).asked(1, NOON + after * SECOND)
-    assert scene.broken() == [(Rule.STOPPED, 1)] * broken
-
-
-# ---- rate
-
-
-def at_these(arrivals: Sequence[datetime], *rates: tuple[datetime, float], slack: float = 0.0) -> Scene:
-    scene = Scene(Run(alive={1}, rates=rates, rate_slack=slack))
-    for number, at in enumerate(arrivals, 1):
-        scene.sent(number, at)
-    return scene
-
-
-@pytest.mark.parametrize(
-    ("arrivals", "slack", "broken"),
-    [
-        (moments(300, 0.1), 0.0, []),
-        (moments(3, 0.0) + moments(50, 0.1, NOON + SECOND), 0.0, [(Rule.RATE, 1)]),
-        (moments(3, 0.0) + moments(50, 0.1, NOON + SECOND), 0.1, []),
-        (moments(50, 0.1) + moments(50, 0.09, NOON + 10 * SECOND), 0.0, [(Rule.RATE, 4)]),
-    ],
-    ids=["steady", "a burst", "a burst within the slack", "a tenth too fast for a while"],
-)
-def test_in_every_window_no_more_than_the_rate_and_one_burst(
-    arrivals: list[datetime], slack: float, broken: list[tuple[Rule, int]]
-) -> None:
-    scene = at_these(arrivals, (START, 10.0), slack=slack)
-    scene.entries.reverse()  # the ledger is in the order of the answers
-    assert scene.broken() == broken
-
-
-def test_the_worst_window_is_named() -> None:
-    (breach,) = check(at_these(moments(20, 0.2) + moments(30, 0.0, NOON + 20 * SECOND), (START, 10.0)).facts())
-    assert f"30 within 0.000 s from {(NOON + 20 * SECOND).isoformat()}" in breach.detail
-
-
-def test_a_rate_is_held_against_its_own_time() -> None:
-    slow, fast = (START, 1.0), (NOON, 10.0)
-    arrivals = moments(20, 0.1, NOON + 2 * SECOND)
-    assert at_these(arrivals, slow, fast).broken() == []
-    assert at_these(arrivals, slow, fast, (NOON + 3 * SECOND, 0.0)).broken() == []
-    assert at_these(moments(20, 0.1, NOON - 5 * SECOND), slow, fast).broken() == [(Rule.RATE, 18)]
-    assert at_these(arrivals, fast, (NOON + SECOND, 1.0)).broken() == [(Rule.RATE, 18)]
-    assert at_these(moments(9, 0.1, NOON + SECOND), fast, (NOON + SECOND, 1.0)).broken() == []  # it takes effect
-
-
 # ---- the rest
 
 
@@ -431,80 +224,3 @@ def test_the_summary_counts_possible_copies() -> None:
     facts = Scene().sent(1).message(2, UNKNOWN, HELD).asked(2).message(3, INTERRUPTED, ACCEPTED).asked(3).facts()
     assert check(facts) == []
     assert summary(facts, []) == (3, 2, 0, 0, 3)
-
-
-# ---- the real thing
-
-
-async def test_a_real_run_breaks_nothing_and_a_doctored_ledger_does(world: World) -> None:
-    await world.clients(400)
-    world.simulator.script(
-        {"match": {"attempt": 1}, "share": 0.2, "do": {"kind": "status", "status": 500}},
-        {"match": {"attempt": 1}, "share": 0.1, "do": {"kind": "reset", "accept": True}},
-    )
-    scheduler = await world.replica(concurrency=50)
-    now = datetime.now(UTC)
-    mailing = await world.mailing(window=Window((now - 11 * HOUR).time(), (now + 11 * HOUR).time()))
-    await world.finished(mailing)
-    edited = await mailings.create(
-        world.db,
-        name=None,
-        text="Вторая",
-        filter=mailing.filter,
-        starts_at=None,
-        ends_at=mailing.ends_at,
-        window=None,
-        priority=0,
-        draft=True,
-    )
-    await mailings.edit(world.db, edited.id, {"text": "Третья"})
-    await mailings.act(world.db, edited.id, "start")
-    scheduler.wake()
-    await world.finished(edited)
-    clients = [row["id"] for row in await world.db.fetch("SELECT id FROM clients")]
-    run = Run(alive={scheduler.replica}, audiences={mailing.id: clients, edited.id: clients})
-
-    facts = await gather(world.db, world.simulator.entries(), run, ZoneInfo("UTC"))
-
-    assert check(facts) == []
-    numbers = summary(facts, [])
-    assert (numbers.messages, numbers.sent) == (800, 800)
-    assert numbers.in_doubt > 0
-    assert {m.window for m in facts.mailings.values()} == {mailing.window, None}
-    await world.check(mailing)
-
-    requests = Counter(entry.id for entry in facts.entries)
-    one = next(
-        entry
-        for entry in facts.entries
-        if entry.id and requests[entry.id] == 1 and facts.messages[entry.id].mailing_id == edited.id
-    )
-    others = [entry for entry in facts.entries if entry is not one]
-
-    def broken(*entries: Entry) -> set[Rule]:
-        return {breach.rule for breach in check(replace(facts, entries=[*others, *entries]))}
-
-    assert broken(one) == set()
-    assert broken() == {Rule.LOST}
-    assert broken(one, one) == {Rule.DOUBLED}
-    assert broken(one._replace(text="Вторая")) == {Rule.TEXT}
-    assert broken(one._replace(phone=1)) == {Rule.STRAY}
-    assert broken(one._replace(at=edited.starts_at - SECOND)) == {Rule.UNTIMELY, Rule.TEXT}  # the text came later
-    stopped = replace(facts, run=replace(run, stops=[Stop(mailing.id, mailing.starts_at - 2 * SECOND, None)]))
-    assert {breach.rule for breach in check(stopped)} == {Rule.STOPPED}
-    dead = await gather(world.db, facts.entries, replace(run, alive=()), ZoneInfo("UTC"))
-    assert check(dead) == []
-
-
-async def test_a_message_under_the_mark_of_the_dead_is_found(world: World) -> None:
-    await world.clients(3)
-    world.simulator.script({"match": {}, "do": {"kind": "hang"}})
-    scheduler = await world.replica(timeout=50.0)
-    mailing = await world.mailing()
-    await world.until(mailing, sending=3)
-    await world.kill(scheduler)
-
-    facts = await gather(world.db, world.simulator.entries(), Run(alive=()), ZoneInfo("UTC"))
-
-    assert {message.status for message in facts.messages.values()} == {Status.SENDING}
-    assert {(breach.rule, breach.count) for breach in check(facts)} >= {(Rule.LOST, 3), (Rule.OWNERS, 1)}

@@ -23,7 +23,7 @@ from notifier.delivery.connect import Endpoint
 from notifier.delivery.gateway import Gateway
 from notifier.models import Outcome, Reason
 from tests.conftest import poll_until
-from tests.delivery.test_http import OK, Server, send, serving
+from tests.delivery.scripted import OK, Server, send, serving
 
 LOOPBACK = ["127.0.0.1", "127.0.0.2"]
 

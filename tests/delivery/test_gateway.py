@@ -11,13 +11,11 @@ from functools import partial
 import orjson
 import pytest
 
-from notifier.delivery.answers import (
-    Answer,
-)
+from notifier.delivery.answers import Answer
 from notifier.delivery.gateway import Gateway
 from notifier.models import Outcome, Reason
 from notifier.simulator import Simulator
-from tests.delivery.test_http import FIN, send, serving
+from tests.delivery.scripted import FIN, send, serving
 
 ANSWER = b'{"code":0,"message":"OK"}'
 packed = partial(gzip.compress, mtime=0)

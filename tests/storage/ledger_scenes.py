@@ -5,12 +5,7 @@ from __future__ import annotations
 from notifier.models import OPEN_STATES
 from notifier.storage.database import Db
 from tests.storage.ledger_errors import ledger_errors
-from tests.storage.scenes import (
-    insert_batch,
-    insert_ledger,
-    insert_mailing,
-    insert_messages,
-)
+from tests.storage.scenes import insert_batch, insert_ledger, insert_mailing, insert_messages
 
 # What a message has behind it, and the number of its attempts in doubt.
 PASTS: dict[str, tuple[list[tuple[str, str, str | None]], int]] = {

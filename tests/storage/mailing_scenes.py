@@ -7,12 +7,7 @@ from typing import Any
 from notifier.models import Filter, Mailing, MailingStatus
 from notifier.storage import mailings
 from notifier.storage.database import Db
-from tests.storage.scenes import (
-    insert_ledger,
-    insert_mailing,
-    insert_messages,
-    soon,
-)
+from tests.storage.scenes import insert_ledger, insert_mailing, insert_messages, soon
 
 STATUSES = [status.value for status in MailingStatus]
 

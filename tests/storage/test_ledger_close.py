@@ -9,12 +9,7 @@ from notifier.storage.database import Db, Pool
 from tests.storage.ledger_errors import ledger_errors
 from tests.storage.ledger_scenes import all_but_unknown
 from tests.storage.races import while_held, without
-from tests.storage.scenes import (
-    LATER,
-    ME,
-    batches_of,
-    result,
-)
+from tests.storage.scenes import LATER, ME, batches_of, result
 
 
 async def test_close_waits_for_a_late_row_and_finds_its_batch(db: Pool) -> None:

@@ -11,13 +11,7 @@ from notifier.models import OVER, MailingStatus
 from notifier.storage import ledger, mailings, queue, statistics
 from notifier.storage.database import Pool
 from tests.storage.mailing_scenes import STATUSES, finished_mailing
-from tests.storage.scenes import (
-    ME,
-    insert_ledger,
-    insert_mailing,
-    result,
-    running,
-)
+from tests.storage.scenes import ME, insert_ledger, insert_mailing, result, running
 
 
 async def test_what_is_over_is_archived_and_back(db: Pool) -> None:

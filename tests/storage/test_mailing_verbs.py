@@ -14,11 +14,7 @@ from notifier.storage.database import Connection, Db, Pool
 from tests.storage.ledger_errors import ledger_errors
 from tests.storage.mailing_scenes import STATUSES, create, texts_of
 from tests.storage.races import while_held
-from tests.storage.scenes import (
-    insert_mailing,
-    running,
-    soon,
-)
+from tests.storage.scenes import insert_mailing, running, soon
 
 VERBS = ["start", "pause", "resume", "cancel"]
 

@@ -16,9 +16,7 @@ from notifier.storage import mailings, statistics
 from notifier.storage.database import Pool
 from tests.conftest import poll_until
 from tests.storage.mailing_scenes import create
-from tests.storage.scenes import (
-    soon,
-)
+from tests.storage.scenes import soon
 
 NIGHT = Window(time(22, 30), time(6))
 

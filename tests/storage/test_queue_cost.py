@@ -7,13 +7,7 @@ from typing import Any
 
 from notifier.storage import queue
 from notifier.storage.database import Db, Pool, transaction
-from tests.storage.scenes import (
-    ME,
-    claim_one,
-    insert_mailing,
-    record_one,
-    report,
-)
+from tests.storage.scenes import ME, claim_one, insert_mailing, record_one, report
 
 
 async def _plan(db: Db, sql: str, *args: object) -> dict[str, Any]:

@@ -10,16 +10,7 @@ from notifier.storage.database import Db, Pool
 from notifier.storage.queue import BatchReport
 from tests.storage.ledger_errors import ledger_errors
 from tests.storage.races import leave_out
-from tests.storage.scenes import (
-    PEER,
-    claim_one,
-    ledger_of,
-    marked,
-    record_one,
-    report,
-    result,
-    running,
-)
+from tests.storage.scenes import PEER, claim_one, ledger_of, marked, record_one, report, result, running
 
 
 async def test_the_mark_is_granted_and_shown_as_sending(db: Pool) -> None:

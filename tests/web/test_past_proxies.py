@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from chaos.stage import PATIENCE, until
-from tests.test_cli import TOKEN, started
+from tests.processes import TOKEN, started
 from tests.test_deploy import HOST, LOGINS, PROXIES, SITE, Front, in_front
 
 SILENCE = 1.0

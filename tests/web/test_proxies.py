@@ -19,7 +19,7 @@ import pytest
 from playwright.async_api import Page, async_playwright, expect
 
 from chaos.stage import free_port, until
-from tests.test_cli import TOKEN, Running, started
+from tests.processes import TOKEN, Running, started
 from tests.test_deploy import HOST, JSON, PROXIES, SITE, Answer, Configure, Front, in_front, nginx_of, tls_server
 from tests.web.test_browser import CHROMIUM, QUIET
 
