@@ -26,7 +26,8 @@ from notifier.storage import database, embedded, replicas
 from notifier.storage.installation import Hold
 from notifier.web import server as web
 from notifier.web.addresses import PublicUrl
-from notifier.web.base import Context, GatewayDefaults, bootstrap_token
+from notifier.web.auth import bootstrap_token
+from notifier.web.context import Context, GatewayDefaults
 from notifier.web.routes import ROUTES, make_application
 from notifier.web.system import Health, Metrics, Ready
 

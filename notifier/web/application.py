@@ -18,7 +18,8 @@ from tornado.httputil import (
     ResponseStartLine,
 )
 
-from notifier.web.base import LARGEST_BODY, SMALL_BODY, Base, Context
+from notifier.web.base import LARGEST_BODY, SMALL_BODY, Base
+from notifier.web.context import Context
 from notifier.web.problems import TooLarge
 
 DROPPED_MAX = 8 * LARGEST_BODY

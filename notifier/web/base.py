@@ -1,251 +1,41 @@
-"""What every answer has in common: the envelope, who may call, ETags, pages and repeated requests.
-
-A handler's verb is a function with an `operation`, which says what comes in and what goes out; the same words check
-the request, shape the answer and become the OpenAPI document. By the time the verb runs, the token is known to
-suffice, ``self.params`` holds the checked query, ``self.body`` the checked body, and ids in the path are integers.
-"""
+"""What the answers of the API and of the pages have in common: the request's id, errors, logs and metrics."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import hmac
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, partial, wraps
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import cache
 from random import getrandbits
 from types import TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import orjson
 import structlog
 import tornado.web
 from marshmallow import Schema
 from prometheus_client import Counter, Histogram
-from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
 from notifier import errors, telemetry
 from notifier.models import INT64_MAX
-from notifier.storage import idempotency
-from notifier.storage.database import Connection, Db, Pool, transaction
-from notifier.storage.installation import Hold
+from notifier.storage.database import Db
 from notifier.web import schemas
-from notifier.web.addresses import Network, PublicUrl, client_of, network_of
-from notifier.web.budgets import FAILURES_MAX, Budget, Busy, LargeBodies, LogLimit
-from notifier.web.problems import (
-    BadRequest,
-    Encoded,
-    Forbidden,
-    Misdirected,
-    TooLarge,
-    TooMany,
-    Unauthorized,
-    problem_of,
-)
-from notifier.web.showing import show
+from notifier.web.addresses import client_of, network_of
+from notifier.web.auth import PUBLIC, Caller
+from notifier.web.budgets import Busy
+from notifier.web.context import Context
+from notifier.web.problems import Forbidden, Misdirected, TooLarge, TooMany, problem_of
 
 SMALL_BODY = 64 * 1024
 """Bytes that are read before anybody asks whose they are: as much as a head may have."""
 BODY = 1024 * 1024
 LARGEST_BODY = 8 * 1024 * 1024
-LARGE = 64 * 1024
-"""Bytes of JSON from which on a thread parses it, so that the loop goes on (8 MB take 0.2 s)."""
 PATH_SHOWN, PART_MAX = 200, 1024
 """Characters of a path that are logged, and that one part of it may have: no name here is longer."""
 RETRY_AFTER = 2
 """Seconds after which a client may try again while the database is unavailable."""
-INT32_MAX = 2**31 - 1
-
-PUBLIC = ""
-"""The scope of what needs no token."""
-SCOPES = frozenset(
-    {
-        "clients:read",
-        "clients:write",
-        "mailings:read",
-        "mailings:write",
-        "messages:read",
-        "messages:write",
-        "statistics:read",
-        "gateways:read",
-        "gateways:write",
-    }
-)
 
 log = structlog.get_logger("notifier.web")
-T = TypeVar("T")
-
-
-# ---- what the composition root hands in
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who calls: the name of a token, its SHA-256, and what it may do."""
-
-    name: str
-    digest: bytes
-    scopes: frozenset[str]
-
-
-TokenCheck = Callable[[bytes], Awaitable[Caller | None]]
-"""Returns whose token has this SHA-256, or None; asked for every call that needs one."""
-
-
-def digest_of(token: str) -> bytes:
-    """Return the SHA-256 of a token: all that is kept of it."""
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-
-
-def bootstrap_token(token: str | None) -> TokenCheck:
-    """Return the check that knows one token, with every scope; with None it knows none."""
-    known = None if token is None else digest_of(token)
-
-    async def check(digest: bytes) -> Caller | None:
-        if known is None or not hmac.compare_digest(digest, known):
-            return None
-        return Caller("bootstrap", digest, SCOPES)
-
-    return check
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayDefaults:
-    """What the environment says of the gateway; ``timeout`` in seconds, ``rate`` in messages a second, 0 = no limit."""
-
-    url: str | None
-    concurrency: int
-    rate: float
-    timeout: float
-    on_unknown: str
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """The parts that handlers use.
-
-    ``wake`` tells the scheduler to look at once. ``hold`` says whether the database looks like a copy. ``ready`` says
-    why requests should go elsewhere, or None.
-    ``proxies`` are the networks whose forwarding headers are believed. ``failures``, ``log_limit`` and ``large_bodies``
-    bound wrong tokens by network, log lines that anybody can cause, and large bodies that are parsed.
-    """
-
-    db: Pool
-    hold: Hold
-    wake: Callable[[], None]
-    tokens: TokenCheck
-    secret_key: str
-    default_timezone: str
-    gateway: GatewayDefaults
-    ready: Callable[[], Awaitable[str | None]]
-    pause_all: bool
-    version: str
-    public: PublicUrl
-    proxies: Collection[Network]
-    failures: Budget = field(default_factory=partial(Budget, FAILURES_MAX))
-    log_limit: LogLimit = field(default_factory=LogLimit)
-    large_bodies: LargeBodies = field(default_factory=LargeBodies)
-
-
-# ---- operations
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """What a verb takes and gives; see `operation`."""
-
-    name: str
-    query: type[Schema]
-    body: type[Schema] | None
-    answer: type[Schema] | None
-    status: int
-    errors: tuple[int, ...]
-    examples: Mapping[str, Any]
-    text: bool
-    idempotent: bool
-    personal: bool
-    cacheable: bool
-
-
-Verb = TypeVar("Verb", bound=Callable[..., Awaitable[None]])
-
-
-def operation(
-    name: str = "",
-    *,
-    query: type[Schema] = schemas.NoQuery,
-    body: type[Schema] | None = None,
-    answer: type[Schema] | None = None,
-    status: int = 200,
-    errors: Iterable[int] = (),
-    examples: Mapping[str, Any] | None = None,
-    text: bool = False,
-    personal: bool = False,
-    cacheable: bool = False,
-) -> Callable[[Verb], Verb]:
-    """Say what a verb takes and gives; ``name`` is what generated clients call it, like ``startMailing``.
-
-    ``errors`` are the statuses beyond those that follow from the rest; with 412 the verb honours ``If-Match``.
-    ``examples`` are bodies by name that work when sent as they are; ``text`` says that the answer is plain text.
-    A ``post`` also honours ``Idempotency-Key``: the verb then runs with ``self.db`` inside a transaction, and its
-    answer is stored in the same. With ``personal`` it shows what is erased with a client: of its body only what the
-    handler puts into ``kept`` is stored, and a repeated request is answered by its ``answer_again``. ``cacheable``:
-    all that is shown changes with the version only, so ``If-None-Match`` may be answered 304.
-    """
-
-    def declare(verb: Verb) -> Verb:
-        idempotent = verb.__name__ == "post"
-        wrapped = _idempotent(verb) if idempotent else verb
-        wrapped.operation = Operation(  # type: ignore[attr-defined]
-            name, query, body, answer, status, tuple(errors), examples or {}, text, idempotent, personal, cacheable
-        )
-        return wrapped
-
-    return declare
-
-
-def operation_of(verb: Any) -> Operation | None:
-    """Return what `operation` said of a verb."""
-    return getattr(verb, "operation", None)
-
-
-def _idempotent(verb: Verb) -> Verb:
-    """Answer a repeated request as the first one was answered: for 24 h, per token and path.
-
-    Not stored are answers after which nothing stands: 400, 422 (so that the corrected body may use the same key) and
-    from 500 on. Of a personal answer only that it was given is stored; see `operation`.
-    """
-
-    @wraps(verb)
-    async def once(self: Handler, **kwargs: Any) -> None:
-        text = self.request.headers.get("Idempotency-Key")
-        if text is None:
-            return await verb(self, **kwargs)
-        if not re.fullmatch(r"[\x21-\x7e]{1,255}", text):
-            raise BadRequest("Idempotency-Key: 1 to 255 visible ASCII characters, please")
-        key, body = self.once_key(text)
-
-        async def make(connection: Connection) -> idempotency.Answer:
-            try:
-                async with transaction(connection) as inner:
-                    self.db = inner
-                    await verb(self, **kwargs)
-            except errors.NotifierError as error:
-                problem = problem_of(error)
-                if problem["status"] in (400, 422) or problem["status"] >= 500:
-                    raise
-                self.write_problem(problem)
-            return self._as_stored()
-
-        stored, replayed = await idempotency.once(self.context.db, key, body, make)
-        if replayed:
-            await self._replay(stored, **kwargs)
-
-    return once  # type: ignore[return-value]
-
-
-# ---- handlers
 
 
 def path_value(name: str, text: str) -> Any:
@@ -255,45 +45,6 @@ def path_value(name: str, text: str) -> Any:
     if not re.fullmatch(r"[1-9][0-9]{0,18}", text) or int(text) > INT64_MAX:
         raise errors.NotFound(f"{text[:40]!r} is no id: ids are integers from 1 to {INT64_MAX}.")
     return int(text)
-
-
-SAFE_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",  # pages list what they need
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
-    "Referrer-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-}
-
-
-def safe_headers(public: PublicUrl) -> dict[str, str]:
-    """Return what every answer tells a browser not to do."""
-    if not public.is_https:
-        return SAFE_HEADERS
-    # Others may share the host of a prefix: they decide about its subdomains.
-    subdomains = "" if public.prefix else "; includeSubDomains"
-    return {**SAFE_HEADERS, "Strict-Transport-Security": f"max-age=31536000{subdomains}"}
-
-
-class Safe(tornado.web.OutputTransform):
-    """Gives each answer the safe headers that its handler has not set otherwise.
-
-    Together and at the end: set one by one at the beginning, each would be checked anew, and twice where it comes to an
-    error.
-    """
-
-    def __init__(self, headers: Mapping[str, str], request: HTTPServerRequest) -> None:
-        self._safe = headers
-
-    def transform_first_chunk(
-        self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
-    ) -> tuple[int, HTTPHeaders, bytes]:
-        for name, value in self._safe.items():
-            if name not in headers:
-                headers[name] = value
-        return status_code, headers, chunk
 
 
 @cache
@@ -502,122 +253,6 @@ class NotFound(Base):
         if self.request.path.startswith("/api/") and self.request.path.endswith("/"):
             raise errors.NotFound("There is nothing at this address; there may be without the slash at its end.")
         raise tornado.web.HTTPError(404)
-
-
-class Handler(Base):
-    """A handler of the JSON API; ``params`` is the checked query, ``body`` the checked body."""
-
-    params: dict[str, Any]
-    body: dict[str, Any]
-    kept = b""
-    """What a personal `operation` has stored of its answer's body."""
-
-    async def prepare(self) -> None:
-        super().prepare()
-        await self.authorize()
-        if self.request.body and self.request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise Encoded
-        self.path_kwargs = {name: path_value(name, text) for name, text in self.path_kwargs.items()}
-        self.operation = operation_of(getattr(self, self.verb.lower()))
-        if self.operation is not None:
-            self.params = self.read_query(self.operation.query)
-            self.body = await self._read_body(self.operation.body)
-
-    async def authorize(self) -> None:
-        """Raise unless the token has the scope."""
-        scope = self.access[self.verb]
-        if scope == PUBLIC:
-            return
-        kind, _, token = self.request.headers.get("Authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not token.strip():
-            raise Unauthorized
-        self.caller = await self.context.tokens(digest_of(token.strip()))
-        if self.caller is None:
-            self.count_failure("token refused")
-            raise Unauthorized("The token is not known.")
-        if scope not in self.caller.scopes:
-            self.note("scope refused", token=self.caller.name, scope=scope)
-            raise Forbidden(f"The token lacks the scope {scope}.")
-
-    async def _read_body(self, schema: type[Schema] | None) -> dict[str, Any]:
-        body = self.request.body
-        if schema is None and (not body or self.verb in ("GET", "DELETE")):
-            return {}
-        if len(body) < LARGE:
-            value = schemas.parse(body)
-        else:
-            async with self.context.large_bodies.turn(len(body)):
-                value = await asyncio.to_thread(schemas.parse, body)
-        return schemas.load(schema or schemas.NoBody, value)
-
-    @property
-    def if_match(self) -> int | None:
-        """The version that ``If-Match`` asks for; None when any will do. Raises `Stale` for one that never was.
-
-        A weak one is taken as well: proxies that compress answers make ``W/"7"`` of our ``"7"``.
-        """
-        text = self.request.headers.get("If-Match", "*").strip()
-        if text == "*":
-            return None
-        if not re.fullmatch(r'(W/)?"[\x21\x23-\x7e\x80-\xff]*"', text):
-            raise BadRequest('If-Match: one ETag (not several) as it was given, like "7", or *')
-        version = text.removeprefix("W/").strip('"')
-        if not re.fullmatch(r"[1-9][0-9]{0,9}", version) or int(version) > INT32_MAX:
-            raise errors.Stale
-        return int(version)
-
-    def _is_known(self, version: int) -> bool:
-        """Whether ``If-None-Match`` names this version; compared weakly (RFC 9110, 13.1.2)."""
-        known = self.request.headers.get("If-None-Match", "")
-        return known.strip() == "*" or f'"{version}"' in re.findall(r'"[^"]*"', known)
-
-    def answer(self, value: Any = None, *, location: str | None = None) -> None:
-        """Answer with ``value`` as the operation's schema shows it, its ``version`` as the ETag, and its status.
-
-        ``location`` is a path of ours.
-        """
-        assert self.operation is not None
-        self.set_status(self.operation.status)
-        if location is not None:
-            self.set_header("Location", self.context.public.prefix + location)
-        version = getattr(value, "version", None)
-        if version is not None:
-            self.set_header("ETag", f'"{version}"')
-            if self.operation.cacheable and self._is_known(version):
-                self.set_status(304)
-                self.set_header("Vary", "Accept-Encoding")  # as the whole answer has it
-                return
-        if self.operation.answer is not None:
-            self.set_header("Content-Type", "application/json")
-            self.write(orjson.dumps(show(self.operation.answer, value)))
-
-    def answer_page(self, items: list[Any], next_cursor: Sequence[int] | None) -> None:
-        """Answer with a page of a list; ``next_cursor`` holds the integers where the next one begins."""
-        self.answer({"items": items, "next_cursor": self.next_cursor(next_cursor, self.params)})
-
-    async def answer_again(self, stored: idempotency.Answer, **ids: int) -> None:
-        """Answer a repeated ``post`` that is personal from what there is now and was stored of the first answer."""
-        raise NotImplementedError
-
-    def _as_stored(self) -> idempotency.Answer:
-        assert self.operation is not None
-        names = ("Content-Type", "Location", "ETag")
-        headers = {name: self._headers[name] for name in names if name in self._headers}
-        is_personal = self.operation.personal and self.get_status() < 400
-        body = self.kept if is_personal else b"".join(self._write_buffer)
-        return idempotency.Answer(self.get_status(), headers, body)
-
-    async def _replay(self, stored: idempotency.Answer, **ids: int) -> None:
-        assert self.operation is not None
-        self.set_header("Idempotency-Replayed", "true")
-        if self.operation.personal and stored.status < 400:
-            await self.answer_again(stored, **ids)
-            return
-        self.set_status(stored.status)
-        for name, value in stored.headers.items():
-            self.set_header(name, value)
-        if stored.body:
-            self.write(stored.body)
 
 
 def log_request(handler: tornado.web.RequestHandler) -> None:

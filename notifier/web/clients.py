@@ -13,7 +13,9 @@ from notifier.errors import Invalid, Problem
 from notifier.storage import clients
 from notifier.storage.idempotency import Answer
 from notifier.web import schemas
-from notifier.web.base import LARGEST_BODY, Handler, operation
+from notifier.web.base import LARGEST_BODY
+from notifier.web.handlers import Handler
+from notifier.web.operations import operation
 from notifier.web.problems import problem_of
 
 ANNA = {

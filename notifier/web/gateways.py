@@ -11,7 +11,9 @@ from notifier.errors import NotFound
 from notifier.models import BreakerState, GatewayState
 from notifier.storage import gateways
 from notifier.web import schemas
-from notifier.web.base import GatewayDefaults, Handler, operation
+from notifier.web.context import GatewayDefaults
+from notifier.web.handlers import Handler
+from notifier.web.operations import operation
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from notifier.models import Mailing, MailingStatus, StatusReason
 from notifier.storage import mailings, queue
 from notifier.storage.database import Db
 from notifier.web import schemas
-from notifier.web.base import Context, Handler, operation
+from notifier.web.context import Context
+from notifier.web.handlers import Handler
+from notifier.web.operations import operation
 
 SALE = {
     "name": "Spring sale",

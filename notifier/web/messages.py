@@ -6,7 +6,8 @@ from notifier.models import Status
 from notifier.storage import ledger, messages
 from notifier.storage.idempotency import Answer
 from notifier.web import schemas
-from notifier.web.base import Handler, operation
+from notifier.web.handlers import Handler
+from notifier.web.operations import operation
 
 
 class MailingMessages(Handler):

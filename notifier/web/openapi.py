@@ -16,7 +16,9 @@ from marshmallow import Schema, fields
 from notifier.models import INT64_MAX, Status
 from notifier.storage.statistics import Step
 from notifier.web import examples, schemas
-from notifier.web.base import PUBLIC, Base, Operation, operation_of
+from notifier.web.auth import PUBLIC
+from notifier.web.base import Base
+from notifier.web.operations import Operation, operation_of
 
 DESCRIPTION = """
 Texts to many clients at the right time. Press **Authorize** and give a token; then open a call, fill it in and press

@@ -26,7 +26,10 @@ from notifier.web import (
     system,
 )
 from notifier.web.application import Application
-from notifier.web.base import PUBLIC, SCOPES, Base, Context, NotFound, Safe, log_request, safe_headers
+from notifier.web.auth import PUBLIC, SCOPES
+from notifier.web.base import Base, NotFound, log_request
+from notifier.web.context import Context
+from notifier.web.safe_headers import Safe, safe_headers
 
 VERBS = ("GET", "POST", "PATCH", "PUT", "DELETE")
 

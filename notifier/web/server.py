@@ -33,7 +33,8 @@ from tornado.ioloop import IOLoop
 
 from notifier import telemetry
 from notifier.web.application import Application
-from notifier.web.base import Context, safe_headers
+from notifier.web.context import Context
+from notifier.web.safe_headers import safe_headers
 from notifier.web.stream import HEAD, Stream
 
 FIRST_HEAD = 15.0

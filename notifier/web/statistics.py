@@ -5,7 +5,8 @@ from __future__ import annotations
 from notifier.storage import statistics
 from notifier.storage.database import transaction
 from notifier.web import schemas
-from notifier.web.base import Handler, operation
+from notifier.web.handlers import Handler
+from notifier.web.operations import operation
 
 
 class MailingStatistics(Handler):

@@ -9,8 +9,9 @@ import tornado.web
 
 from notifier import telemetry
 from notifier.web import files
-from notifier.web.base import Base, operation
+from notifier.web.base import Base
 from notifier.web.compress import takes_gzip
+from notifier.web.operations import operation
 
 # Swagger UI sets styles by script and draws its icons from data: URLs.
 DOCS_CSP = (

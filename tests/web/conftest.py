@@ -19,7 +19,8 @@ from notifier.storage.database import Pool
 from notifier.storage.installation import Hold
 from notifier.web.addresses import PublicUrl
 from notifier.web.application import Application
-from notifier.web.base import Context, GatewayDefaults, bootstrap_token
+from notifier.web.auth import bootstrap_token
+from notifier.web.context import Context, GatewayDefaults
 from notifier.web.routes import make_application
 from notifier.web.server import Server
 

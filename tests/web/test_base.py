@@ -24,17 +24,12 @@ from notifier import errors
 from notifier.errors import Problem
 from notifier.storage import clients, idempotency
 from notifier.storage.database import Pool, create_pool
-from notifier.web import base, budgets, schemas
+from notifier.web import budgets, handlers, schemas
 from notifier.web.application import Application
-from notifier.web.base import (
-    LARGEST_BODY,
-    PUBLIC,
-    Caller,
-    Handler,
-    bootstrap_token,
-    operation,
-    operation_of,
-)
+from notifier.web.auth import PUBLIC, Caller, bootstrap_token
+from notifier.web.base import LARGEST_BODY
+from notifier.web.handlers import Handler
+from notifier.web.operations import operation, operation_of
 from notifier.web.routes import API, ROUTES, Route, make_application
 from tests.storage.scenes import insert_clients, insert_ledger, running
 from tests.web.conftest import TOKEN, Api, MakeApi
@@ -745,7 +740,7 @@ async def test_ten_faults_are_told_of_an_item(api: Api) -> None:
 async def test_large_bodies_take_turns_and_nobody_waits_for_ever(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     items = [{"phone": str(79161230000 + n), "attributes": {"a": "b" * 1000}} for n in range(100)]
     large = json.dumps({"items": items}).encode()
-    assert len(large) > base.LARGE
+    assert len(large) > handlers.LARGE
     bodies = api.context.large_bodies
     async with bodies.turn(1):
         waiting = asyncio.ensure_future(api.post("/clients/batch", data=large))

@@ -4,7 +4,7 @@ from typing import Any
 
 from notifier.storage import gateways
 from notifier.storage.database import Pool
-from notifier.web.base import GatewayDefaults
+from notifier.web.context import GatewayDefaults
 from tests.web.conftest import Api, MakeApi
 
 DEFAULT: dict[str, Any] = {

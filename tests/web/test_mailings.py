@@ -10,7 +10,7 @@ from notifier.models import MailingStatus
 from notifier.storage import gateways, installation, mailings
 from notifier.storage.database import Pool
 from notifier.storage.installation import Hold
-from notifier.web.base import GatewayDefaults
+from notifier.web.context import GatewayDefaults
 from tests.storage.scenes import insert_ledger, let_a_month_pass, running
 from tests.web.conftest import Api, MakeApi
 

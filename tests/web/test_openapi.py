@@ -15,8 +15,9 @@ from openapi_spec_validator import validate
 
 from notifier.models import Status
 from notifier.web import mailings, schemas
-from notifier.web.base import SCOPES, operation_of
+from notifier.web.auth import SCOPES
 from notifier.web.openapi import describe
+from notifier.web.operations import operation_of
 from notifier.web.routes import API, ROUTES
 from tests.web.conftest import Api
 

@@ -21,7 +21,7 @@ from notifier.storage import gateways, mailings, statistics
 from notifier.storage.database import Pool
 from notifier.storage.installation import Hold
 from notifier.web import schemas
-from notifier.web.base import Caller, digest_of
+from notifier.web.auth import Caller, digest_of
 from notifier.web.pages import words
 from notifier.web.pages.base import HOME
 from notifier.web.pages.forms import Form, as_text, read_time, several, show_time

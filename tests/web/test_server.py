@@ -20,8 +20,10 @@ from tornado.ioloop import IOLoop
 from chaos.stage import PATIENCE
 from notifier import telemetry
 from notifier.web import application, base, files, server
-from notifier.web.base import PUBLIC, SMALL_BODY, Base, Handler
+from notifier.web.auth import PUBLIC
+from notifier.web.base import SMALL_BODY, Base
 from notifier.web.budgets import LogLimit
+from notifier.web.handlers import Handler
 from notifier.web.routes import API, ROUTES, Route, make_application
 from tests.conftest import poll_until
 from tests.web.conftest import TOKEN, Api, MakeApi

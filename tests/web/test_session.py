@@ -13,7 +13,7 @@ from structlog.typing import EventDict
 
 from notifier.storage.database import Pool
 from notifier.web.addresses import PublicUrl
-from notifier.web.base import Caller, bootstrap_token, digest_of
+from notifier.web.auth import Caller, bootstrap_token, digest_of
 from notifier.web.budgets import FAILURES_MAX
 from tests.web.conftest import TOKEN, Api, MakeApi
 from tests.web.test_pages import SOON, Browser

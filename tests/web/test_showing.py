@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from marshmallow import Schema, fields
 
-from notifier.web import base, schemas
+from notifier.web import operations, schemas
 from notifier.web.routes import ROUTES, VERBS
 from notifier.web.showing import show
 
@@ -45,7 +45,7 @@ def sample_of(schema: type[Schema], nothing: bool) -> Any:
 
 def answers() -> list[type[Schema]]:
     verbs = (getattr(route.handler, verb.lower()) for route in ROUTES for verb in VERBS)
-    found = (base.operation_of(verb) for verb in verbs)
+    found = (operations.operation_of(verb) for verb in verbs)
     return list(dict.fromkeys(each.answer for each in found if each is not None and each.answer is not None))
 
 

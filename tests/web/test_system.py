@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from notifier import __version__
 from notifier.storage.database import Pool, create_pool
 from notifier.storage.installation import Hold
-from notifier.web.base import GatewayDefaults
+from notifier.web.context import GatewayDefaults
 from tests.storage.scenes import running
 from tests.web.conftest import Api, MakeApi
 

@@ -16,9 +16,10 @@ from zoneinfo import ZoneInfo
 from notifier.errors import NotFound, Stale
 from notifier.storage import idempotency, sessions
 from notifier.storage.database import AWAY, Connection
-from notifier.web import base
 from notifier.web.addresses import as_in_origin
-from notifier.web.base import PUBLIC, Base, Caller, digest_of, path_value
+from notifier.web.auth import PUBLIC, Caller, digest_of
+from notifier.web.base import RETRY_AFTER, SMALL_BODY, Base, path_value
+from notifier.web.conditional import INT32_MAX
 from notifier.web.pages import words
 from notifier.web.pages.forms import Form
 from notifier.web.pages.templates import ENVIRONMENT
@@ -34,7 +35,7 @@ SESSION, FLASH = "notifier", "notifier-flash"
 FLASH_DAYS = 5 / 24 / 60
 """Five minutes: who comes back later need not hear of it."""
 HOME = "/admin/"
-KEPT_MAX = base.SMALL_BODY // 2
+KEPT_MAX = SMALL_BODY // 2
 """Bytes of a form that are kept over a log-in: as much as the form of the log-in can carry along."""
 
 
@@ -278,7 +279,7 @@ class Page(Base):
     def version(self) -> int:
         """Return the version the form was made of. Raises `Stale` for what is none."""
         text = self.get_body_argument("version", "")
-        if not re.fullmatch("[0-9]{1,10}", text) or int(text) > base.INT32_MAX:
+        if not re.fullmatch("[0-9]{1,10}", text) or int(text) > INT32_MAX:
             raise Stale
         return int(text)
 
@@ -308,7 +309,7 @@ class Page(Base):
         self.set_status(problem["status"])
         if problem["status"] == 503:
             problem["detail"] = "Nothing is lost, and what is under way is kept. Load the page again in a moment."
-            self.set_header("Retry-After", str(base.RETRY_AFTER))
+            self.set_header("Retry-After", str(RETRY_AFTER))
         self.show("error.html", problem=problem, request_id=self.request_id)
 
     def _reload(self) -> None:

@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 import structlog
 
-from notifier.web.base import digest_of
+from notifier.web.auth import digest_of
 from notifier.web.pages.base import HOME, Page
 from notifier.web.pages.forms import Form
 from notifier.web.problems import TooMany
