@@ -116,7 +116,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
         "queue.claim",
         "queue.send_settings",
         "queue.load",
-        "ledger._last",  # run in test_ledger.py
+        "ledger._last",  # run in test_ledger_late.py
         "mailings.create",
         "mailings.get",
         "mailings.get_deleted",
