@@ -16,16 +16,11 @@ from notifier.web.addresses import PublicUrl
 from notifier.web.auth import Caller, bootstrap_token, digest_of
 from notifier.web.budgets import FAILURES_MAX
 from tests.web.conftest import TOKEN, Api, MakeApi
-from tests.web.test_pages import SOON, Browser
+from tests.web.pages.browser import SOON, Browser
 
 MAILING = {"name": "forged", "text": "x", "audience": "everybody", "ends_at": SOON, "draft": "1"}
 PROXIED = (ip_network("127.0.0.1"),)
 HTTPS = PublicUrl.of("https://notifier.example")
-
-
-@pytest.fixture
-def browser(api: Api) -> Browser:
-    return Browser(api)
 
 
 async def sessions(db: Pool) -> int:
