@@ -67,6 +67,13 @@ class FailureDetector:
             return still  # what was seen of the locks is old
         return still | {peer for peer, since in self._free.items() if self._locks_seen - since >= FREE_FOR}
 
+    def is_leader(self, me: int) -> bool:
+        """Whether ``me`` is the living replica with the lowest number: the one that does what one should do.
+
+        For some seconds two may find so of themselves, or nobody: what a leader does must bear to be done twice.
+        """
+        return me == min(self._beats.keys() - self.dead(), default=None)
+
     def to_reclaim(self, me: int, in_hand: Container[int], stuck_after: float) -> list[Owned]:
         """Return the batches to reclaim: of the dead, without progress for ``stuck_after`` seconds, still owned
         SETTLED_AFTER seconds after the end, and those of ``me`` that it does not have ``in_hand``: the answer to its

@@ -1,7 +1,8 @@
-"""What a replica does beside sending: old rows are purged, and zones that are not known here are named."""
+"""What is done beside sending: the leader purges old rows, and every replica names the zones that it does not know."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from zoneinfo import ZoneInfo
 
 import structlog
@@ -16,14 +17,16 @@ log = structlog.get_logger(__name__)
 PURGE_EVERY = 30.0
 PURGE_REST = 0.5  # seconds between two pieces of a purge, each some 50 ms of the database: sending comes first
 ZONES_EVERY = 600.0
+LEADER_CHECK = 1.0  # seconds between two checks of a replica that does not lead
 
 
 class Chores:
-    """Polls of loops; sending goes on without them."""
+    """Polls of loops; sending goes on without them. ``is_leader`` says whether this replica is the one that purges."""
 
-    def __init__(self, db: Pool, default_zone: ZoneInfo) -> None:
+    def __init__(self, db: Pool, default_zone: ZoneInfo, is_leader: Callable[[], bool]) -> None:
         self._db = db
         self._default_zone = default_zone
+        self._is_leader = is_leader
         self._unknown_zones: set[str] = set()  # named in the log
 
     async def purge(self) -> float:
@@ -31,6 +34,8 @@ class Chores:
 
         Each is done though another fails; the first error is raised when all had their turn.
         """
+        if not self._is_leader():
+            return LEADER_CHECK
         errors: list[Exception] = []
         more = False
         for chore in (self._purge_mailings, self._purge_erased, self._purge_keys, self._purge_sessions):

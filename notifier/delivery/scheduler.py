@@ -87,7 +87,7 @@ class Scheduler:
             on_held=self._heartbeat_signal.set,
             on_lost=Signal(self._control_signal, self._heartbeat_signal).set,
         )
-        chores = Chores(self._db, self._default_zone)
+        chores = Chores(self._db, self._default_zone, lambda: self._detector.is_leader(self.replica))
         self._loops.start(
             [
                 Loop("lifecycle", self._lifecycle, self._lifecycle_signal),

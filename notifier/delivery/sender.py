@@ -146,18 +146,18 @@ class Sender:
         text_version: int,
     ) -> Result:
         return Result(
-            send.batch.claimed.id,
-            send.message.id,
-            answer.outcome,
-            next_.state,
-            started_at,
-            duration_ms,
-            send.message.phone,
-            text_version,
-            answer.status_code,
-            next_.reason,
-            answer.detail,
-            None if next_.wait is None else policy.due_at(self._clock.now(), next_.wait),
+            batch_id=send.batch.claimed.id,
+            message_id=send.message.id,
+            outcome=answer.outcome,
+            state=next_.state,
+            started_at=started_at,
+            duration_ms=duration_ms,
+            phone=send.message.phone,
+            text_version=text_version,
+            status_code=answer.status_code,
+            reason=next_.reason,
+            detail=answer.detail,
+            due_at=None if next_.wait is None else policy.due_at(self._clock.now(), next_.wait),
         )
 
     def _next(self, now: float) -> PendingSend | None:

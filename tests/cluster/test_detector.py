@@ -122,3 +122,16 @@ def test_what_was_seen_of_the_locks_long_ago_says_nothing() -> None:
     assert watch.dead() == {PEER}
     watch.observe({ME: 9, PEER: 1}, [], 1_006.0)
     assert watch.dead() == set()
+
+
+def test_the_living_replica_with_the_lowest_number_leads() -> None:
+    """It hands over when it is dead, and nobody leads for one that knows nothing yet."""
+    detector = FailureDetector()
+    assert not detector.is_leader(1)
+    detector.observe({1: 5, 2: 5}, [], 100.0)
+    assert detector.is_leader(1)
+    assert not detector.is_leader(2)
+    for second in range(1, 10):
+        detector.observe({1: 5, 2: 5 + second}, [], 100.0 + second)
+    assert detector.is_leader(2)
+    assert not detector.is_leader(1)
