@@ -19,9 +19,11 @@ from notifier.errors import Problem
 from notifier.storage import clients
 from notifier.storage.database import create_pool
 from notifier.web import schemas
+from notifier.web.budgets import LogLimit
 from notifier.web.handlers import Handler
 from notifier.web.operations import operation
-from tests.web.conftest import Api, MakeApi
+from notifier.web.routes import API
+from tests.web.conftest import TOKEN, Api, MakeApi
 from tests.web.serving import raises, serving
 
 ERRORS = {
@@ -178,3 +180,27 @@ async def test_without_a_database_the_api_says_when_to_come_again(make_api: Make
         assert (reply.status, reply.headers["Retry-After"]) == (503, "2")
     assert (await api.get("//healthz")).status == 200
     pool.terminate()
+
+
+async def test_what_strangers_ask_is_not_logged_without_bound(make_api: MakeApi, logs: list[EventDict]) -> None:
+    api = make_api(log_limit=LogLimit(rate=0.0, burst=300))
+    api.token = "wrong"
+    for _ in range(500):
+        await api.get("/clients")
+    assert 300 <= len(logs) < 450
+    api.token = TOKEN
+    await api.get("/clients?tag=known")
+    assert logs[-1]["path"] == f"{API}/clients"
+
+
+async def test_of_a_path_no_part_is_long_and_200_characters_are_logged(api: Api, logs: list[EventDict]) -> None:
+    for path in (
+        "static/a/" + "b" * 1025,
+        "static/" + "a/" * 3_000,
+        "admin/" + "a" * 9_000,
+        "api/v1/gateways/" + "a" * 1025,
+    ):
+        assert (await api.get(f"//{path}")).status == 404
+    lines = [each for each in logs if each["event"] == "request"]
+    assert len(lines) == 4
+    assert {len(each["path"]) for each in lines} == {200}
