@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import psycopg
 
 from bench.throughput import a_database
-from notifier.storage.database import migrate
+from notifier.storage.migrations import migrate
 from notifier.storage.queue import BATCH_SIZE
 
 SMALL = 50_000

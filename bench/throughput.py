@@ -27,9 +27,10 @@ from notifier.delivery.scheduler import Scheduler
 from notifier.models import Filter, OnUnknown, Outcome
 from notifier.process import collect_rarely
 from notifier.storage import mailings
-from notifier.storage.database import Pool, create_pool, migrate
+from notifier.storage.database import Pool, create_pool
 from notifier.storage.embedded import running
 from notifier.storage.installation import Hold
+from notifier.storage.migrations import migrate
 
 MESSAGES = 30_000
 ROUNDS = 3

@@ -322,7 +322,7 @@ def killed_inside_a_migration(clients: int = 500) -> Figures:
         with psycopg.connect(stage.database.dsn, autocommit=True) as connection:
             connection.execute("SELECT pg_advisory_lock(42)")
             # It is to wait until it is killed, and its backend until the successor is seen to wait for it.
-            victim = stage.begin_replica(constants={"storage.database.LOCK_WITHIN": "1h"})
+            victim = stage.begin_replica(constants={"storage.migrations.LOCK_WITHIN": "1h"})
             until(lambda: stage.database.value(waiting) == 1)
             victim.kill()
             successor = stage.begin_replica()

@@ -33,7 +33,7 @@ import psycopg.rows
 
 from chaos.replica import CONSTANTS, DEATH
 from notifier.simulator import Simulator
-from notifier.storage import database, embedded
+from notifier.storage import embedded, migrations
 
 T = TypeVar("T")
 
@@ -221,7 +221,7 @@ def _cluster() -> Path:
         made.start()
         with psycopg.connect(made._dsn("postgres"), autocommit=True) as connection:
             connection.execute("CREATE DATABASE notifier")
-        database.migrate(made.dsn)
+        migrations.migrate(made.dsn)
     finally:
         made.stop()
     return made.data

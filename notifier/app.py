@@ -22,7 +22,7 @@ from notifier.delivery.scheduler import Scheduler
 from notifier.errors import SettingsError
 from notifier.models import OnUnknown
 from notifier.settings import Settings, gateway_token_in, secret_key
-from notifier.storage import database, embedded, replicas
+from notifier.storage import database, embedded, migrations, readiness, replicas
 from notifier.storage.installation import Hold
 from notifier.web import server as web
 from notifier.web.addresses import PublicUrl
@@ -91,13 +91,13 @@ async def _up_and_migrated(dsn: str, migration_dsn: str) -> None:
         migrate(migration_dsn)
 
     for each in dict.fromkeys((dsn, migration_dsn)):  # a refusal is told at once, of either
-        await database.wait_until_up(each, say=log.warning, writable=True)
-    await database.patiently(apply, say=log.warning)
+        await readiness.wait_until_up(each, say=log.warning, writable=True)
+    await readiness.patiently(apply, say=log.warning)
 
 
 def migrate(dsn: str) -> None:
     """Apply what is missing, and say so."""
-    for name in database.migrate(dsn):
+    for name in migrations.migrate(dsn):
         log.info("migrated", migration=name)
 
 
@@ -112,17 +112,17 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
     seen = ""
     async with AsyncExitStack() as stack:
         web_db = await _pool(stack, settings, dsn, "web", WEB_POOL, silence=6)  # somebody looks at a white page
-        await database.patiently(partial(database.check, web_db), say=log.warning)
-        advice = partial(database.advice, web_db, connections=WEB_POOL + ENGINE_POOL * (settings.role != "api"))
-        for sentence in await database.patiently(advice, say=log.warning):
+        await readiness.patiently(partial(readiness.check, web_db), say=log.warning)
+        advice = partial(readiness.advice, web_db, connections=WEB_POOL + ENGINE_POOL * (settings.role != "api"))
+        for sentence in await readiness.patiently(advice, say=log.warning):
             log.warning(sentence)
-        if not await database.patiently(partial(replicas.share_key, web_db, secret_key(settings)), say=log.warning):
+        if not await readiness.patiently(partial(replicas.share_key, web_db, secret_key(settings)), say=log.warning):
             log.warning(
                 "SECRET_KEY is not that of the replica that started last: give all the same one;"
                 " if it is a new one, start the others again with it"
             )
         hold = Hold(web_db, settings.instance)
-        if (why := await database.patiently(hold.begin, say=log.warning)) is not None:
+        if (why := await readiness.patiently(hold.begin, say=log.warning)) is not None:
             log.warning(
                 f"this database looks like a copy: {why}; nothing is sent until it is released, with the command"
                 " `release` or the button in the admin pages"
@@ -134,7 +134,7 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
             if server.drained_at is not None:
                 return "stopping"
             try:
-                reason = await database.why_not_ready(web_db)
+                reason = await readiness.why_not_ready(web_db)
             except database.AWAY as error:
                 if repr(error) != seen:
                     seen = repr(error)
@@ -159,7 +159,7 @@ async def service(settings: Settings, dsn: str, sockets: list[socket.socket]) ->
         url = f"http://{_shown(settings.host.split(',')[0])}:{sockets[0].getsockname()[1]}"
         log.info("listening", url=url, role=settings.role, version=__version__)
         if scheduler is not None:
-            await database.patiently(scheduler.start, say=log.warning)
+            await readiness.patiently(scheduler.start, say=log.warning)
             stack.push_async_callback(scheduler.stop, settings.shutdown_grace)
         process.collect_rarely()
         try:

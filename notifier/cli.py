@@ -19,7 +19,7 @@ from notifier import __version__, app, install, process, settings, simulator
 from notifier.demo import command as demo
 from notifier.errors import NotifierError, SettingsError
 from notifier.storage import audit as checks
-from notifier.storage import database, embedded, installation, transfer
+from notifier.storage import database, embedded, installation, migrations, readiness, transfer
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,7 +74,7 @@ def migrate(status: bool) -> None:
         app.configure_logging(loaded)
         if not status:
             with app.a_database(loaded) as dsn:
-                applied = database.migration_status(dsn)
+                applied = migrations.status(dsn)
             click.echo(f"{len(applied)} migration{'s' * (len(applied) != 1)}, all applied")
             return
         standing = _migration_status(loaded)
@@ -86,7 +86,7 @@ def migrate(status: bool) -> None:
 
 def _migration_status(loaded: settings.Settings) -> list[tuple[str, bool]]:
     with _as_it_is(loaded, must_exist=True) as dsn:
-        return database.migration_status(_direct(loaded, dsn))
+        return migrations.status(_direct(loaded, dsn))
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def _as_it_is(loaded: settings.Settings, *, must_exist: bool) -> Iterator[str]:
         with embedded.running(folder) as dsn:
             yield dsn
     else:
-        asyncio.run(database.wait_until_up(loaded.database_url, say=lambda word: click.echo(word, err=True)))
+        asyncio.run(readiness.wait_until_up(loaded.database_url, say=lambda word: click.echo(word, err=True)))
         yield loaded.database_url
 
 
@@ -125,7 +125,7 @@ async def _release(dsn: str, loaded: settings.Settings, *, sure: bool) -> None:
     async with await database.create_pool(
         dsn, size=1, application_name="notifier-release", statement_cache=loaded.database_statement_cache
     ) as db:
-        await database.check(db, durable=False)
+        await readiness.check(db, durable=False)
         found = await installation.read(db, loaded.instance)
         if found is None or found.difference is None:
             click.echo("nothing to release: this database is not held")
@@ -220,7 +220,7 @@ async def _audit(dsn: str, statement_cache: int) -> bool:
         async with await database.create_pool(
             dsn, size=1, application_name="notifier-audit", statement_cache=statement_cache
         ) as db:
-            await database.check(db, durable=False)
+            await readiness.check(db, durable=False)
             async with aclosing(checks.run(db)) as findings:
                 async for finding in findings:
                     click.echo(str(finding))

@@ -22,7 +22,7 @@ from tornado.ioloop import IOLoop
 
 from chaos.stage import PATIENCE, Postgres, scratch, source
 from notifier.settings import OWN_PREFIXES, SETTINGS
-from notifier.storage import database
+from notifier.storage import database, migrations
 from notifier.storage.embedded import running
 
 TESTS = Path(__file__).parent
@@ -124,14 +124,14 @@ def server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def template(server: str) -> str:
     """The name of a migrated database, made by whoever comes first and named by what the migrations say."""
-    texts = b"".join(path.read_bytes() for path in sorted(database.MIGRATIONS.glob("*.sql")))
+    texts = b"".join(path.read_bytes() for path in sorted(migrations.MIGRATIONS.glob("*.sql")))
     name = f"notifier_template_{hashlib.sha256(texts).hexdigest()[:16]}"
     with psycopg.connect(server, autocommit=True) as admin:
         admin.execute("SELECT pg_advisory_lock(1)")
         if admin.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
             admin.execute(f"DROP DATABASE IF EXISTS {name}_new")
             admin.execute(f"CREATE DATABASE {name}_new")
-            database.migrate(with_database(server, f"{name}_new"))
+            migrations.migrate(with_database(server, f"{name}_new"))
             admin.execute(f"ALTER DATABASE {name}_new RENAME TO {name}")
     return name
 

@@ -17,7 +17,7 @@ from chaos.databases import pgbouncer
 from chaos.stage import Postgres, scratch, server_user
 from notifier import address
 from notifier.errors import SettingsError, Unavailable
-from notifier.storage import database
+from notifier.storage import readiness
 from tests.faults.conftest import skipped_where_lacking
 
 # (what stands behind postgresql://, the password in it): each must be percent-encoded to be understood.
@@ -179,7 +179,7 @@ def test_connect_timeout_is_for_each_host() -> None:
 async def refused(dsn: str) -> str:
     """What is said at once, where waiting cannot mend it."""
     with pytest.raises(SettingsError) as caught:
-        await database.wait_until_up(dsn, say=pytest.fail)
+        await readiness.wait_until_up(dsn, say=pytest.fail)
     return str(caught.value)
 
 
@@ -212,7 +212,7 @@ def encrypted(postgres: Postgres) -> Iterator[tuple[int, Path]]:
 async def connects(dsn: str) -> None:
     """Let both drivers in."""
     place = address.parse(dsn)
-    await database.wait_until_up(dsn, say=pytest.fail)
+    await readiness.wait_until_up(dsn, say=pytest.fail)
     await asyncio.to_thread(lambda: psycopg.connect(place.conninfo()).close())
 
 
@@ -239,4 +239,4 @@ async def test_a_certificate_that_nobody_trusts_is_told_at_once(encrypted: tuple
 async def test_the_wait_names_the_host() -> None:
     said: list[str] = []
     with pytest.raises(Unavailable, match=r"did not come up within 0 s: no-such-host\.invalid:5432: "):
-        await database.wait_until_up("postgresql://u@no-such-host.invalid/db", seconds=0, say=said.append)
+        await readiness.wait_until_up("postgresql://u@no-such-host.invalid/db", seconds=0, say=said.append)

@@ -52,7 +52,7 @@ def serving(before: str = "") -> tuple[str, ...]:
         "serve",
         "-c",
         "import functools, resource, signal\nfrom notifier import app, cli\n"
-        f"app.database.check = functools.partial(app.database.check, durable=False)\n{before}\ncli.main(['serve'])",
+        f"app.readiness.check = functools.partial(app.readiness.check, durable=False)\n{before}\ncli.main(['serve'])",
     )
 
 

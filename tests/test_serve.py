@@ -179,7 +179,7 @@ async def test_a_database_that_is_away_is_waited_for(place: Path, closed: str) -
         assert waiting.process.poll() is None
 
 
-@pytest.mark.parametrize("step", ["database.migrate", "database.check", "Scheduler.start"])
+@pytest.mark.parametrize("step", ["migrations.migrate", "readiness.check", "Scheduler.start"])
 async def test_a_database_that_goes_away_again_during_the_start_is_waited_for(
     place: Path, empty_dsn: str, step: str
 ) -> None:
@@ -187,7 +187,7 @@ async def test_a_database_that_goes_away_again_during_the_start_is_waited_for(
     interrupted = (
         "import functools, asyncpg, psycopg\n"
         "from notifier import app, cli\n"
-        "app.database.check = functools.partial(app.database.check, durable=False)\n"
+        "app.readiness.check = functools.partial(app.readiness.check, durable=False)\n"
         f"owner, name = app.{step.split('.')[0]}, '{step.split('.')[1]}'\n"
         "real, calls = getattr(owner, name), []\n"
         "def once(*args):\n"
@@ -224,7 +224,7 @@ async def test_patience_ends(place: Path, closed: str) -> None:
     impatient = (
         "from functools import partial\n"
         "from notifier import app, cli\n"
-        "app.database.wait_until_up = partial(app.database.wait_until_up, seconds=0.3)\n"
+        "app.readiness.wait_until_up = partial(app.readiness.wait_until_up, seconds=0.3)\n"
         "cli.main(['serve'])"
     )
     path = str(SERVER.parent)

@@ -25,7 +25,7 @@ from psycopg import sql
 
 from notifier import address
 from notifier.errors import NotifierError
-from notifier.storage import database
+from notifier.storage import database, migrations
 
 FORMAT = 1
 PIECE = 1 << 17
@@ -70,8 +70,8 @@ def dump(dsn: str, path: Path, progress: Progress) -> Moved:
 def _dump(dsn: str, file: Any, progress: Progress) -> Moved:
     with _unlimited(dsn) as connection, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        migrations = database.applied(connection)
-        if not migrations:
+        applied = migrations.applied(connection)
+        if not applied:
             raise NotifierError("there is nothing to dump: the database has no schema of ours")
         tables, rows = _tables(connection), {}
         for table, columns in tables.items():
@@ -91,7 +91,7 @@ def _dump(dsn: str, file: Any, progress: Progress) -> Moved:
                 {
                     "format": FORMAT,
                     "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "migrations": migrations,
+                    "migrations": applied,
                     "tables": {table: {"columns": tables[table], "rows": rows[table]} for table in tables},
                     "sequences": _sequences(connection),
                 },
@@ -121,7 +121,7 @@ def _load(dsn: str, path: Path, archive: zipfile.ZipFile, progress: Progress) ->
     manifest = json.loads(archive.read("manifest.json"))
     if manifest["format"] != FORMAT:
         raise NotifierError(f"{path} has the format {manifest['format']}; this program reads {FORMAT}: use a newer one")
-    known = dict(database.migration_status(dsn))
+    known = dict(migrations.status(dsn))
     wanted = set(manifest["migrations"])
     if newer := wanted - set(known):
         raise NotifierError(f"{path} comes from a newer version ({', '.join(sorted(newer))}): load it with that one")
@@ -129,7 +129,7 @@ def _load(dsn: str, path: Path, archive: zipfile.ZipFile, progress: Progress) ->
         raise NotifierError(
             f"the database has a newer schema than {path} ({', '.join(sorted(surplus))}): load into an empty one"
         )
-    database.migrate(dsn, only=wanted)
+    migrations.migrate(dsn, only=wanted)
     rows = {}
     with _unlimited(dsn) as connection:
         for table in HELD:
@@ -160,7 +160,7 @@ def _load(dsn: str, path: Path, archive: zipfile.ZipFile, progress: Progress) ->
             named = sql.Literal(sql.Identifier(name).as_string(connection))
             connection.execute(sql.SQL("SELECT setval({}, {})").format(named, sql.Literal(value)))
         connection.execute("ANALYZE")
-    database.migrate(dsn)
+    migrations.migrate(dsn)
     return Moved(rows, 0)
 
 

@@ -13,7 +13,7 @@ import pytest
 from notifier.errors import NotifierError
 from notifier.models import Status
 from notifier.simulator import Simulator
-from notifier.storage import audit, database, mailings, statistics
+from notifier.storage import audit, mailings, migrations, statistics
 from notifier.storage.database import create_pool
 from tests.conftest import poll_until
 from tests.delivery.conftest import World
@@ -50,14 +50,14 @@ def beating(dsn: str) -> Iterator[None]:
 
 def test_while_a_replica_of_the_older_version_runs_its_columns_keep_their_names(old_dsn: str) -> None:
     with beating(old_dsn), pytest.raises(NotifierError, match=r"replica-of-0\.1\.0:1.*stop"):
-        database.migrate(old_dsn)
+        migrations.migrate(old_dsn)
     with psycopg.connect(old_dsn) as connection:
         connection.execute("SELECT standing, mark, late FROM batches")
-    assert "0009.words" in database.migrate(old_dsn)
+    assert "0009.words" in migrations.migrate(old_dsn)
 
 
 async def test_mailings_that_version_0_1_0_was_killed_in_are_finished(old_dsn: str, simulator: Simulator) -> None:
-    database.migrate(old_dsn)
+    migrations.migrate(old_dsn)
     db = await create_pool(old_dsn, size=10, application_name="test")
     world = World(db, old_dsn, simulator)
     await world.replica()

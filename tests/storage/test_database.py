@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from chaos.stage import PATIENCE
 from notifier.errors import NotifierError, Unavailable
-from notifier.storage import database
+from notifier.storage import database, migrations, readiness
 from notifier.storage.database import AWAY, Db, Pool
 from notifier.storage.embedded import running
 from tests.conftest import TEST_DATABASE_URL, poll_until, with_database
@@ -78,7 +78,7 @@ async def test_of_several_hosts_the_one_that_takes_writes_is_found(dsn: str) -> 
     several = with_dead_host_first(dsn)
     async with await database.create_pool(several, size=1, application_name="test") as pool:
         assert await pool.fetchval("SELECT 1") == 1
-    assert await asyncio.to_thread(database.migrate, several) == []
+    assert await asyncio.to_thread(migrations.migrate, several) == []
 
 
 async def test_abandoned_transaction_is_gone_when_the_connection_is_handed_on(dsn: str) -> None:
@@ -210,7 +210,7 @@ async def test_waiting_says_so_and_gives_up() -> None:
         bound.bind(("127.0.0.1", 0))
         dsn = f"postgresql://x@127.0.0.1:{bound.getsockname()[1]}/x"
         with pytest.raises(Unavailable, match=r"did not come up within 1 s: .*refused|failed"):
-            await database.wait_until_up(dsn, seconds=1, say=said.append)
+            await readiness.wait_until_up(dsn, seconds=1, say=said.append)
     assert len(said) == 1
     assert "unavailable" in said[0]
 
@@ -222,7 +222,7 @@ async def test_waiting_ends_when_the_database_comes_up(place: Path) -> None:
 
     said: list[str] = []
     dsn = await asyncio.to_thread(start_and_stop)
-    waiting = asyncio.create_task(database.wait_until_up(dsn, say=said.append))
+    waiting = asyncio.create_task(readiness.wait_until_up(dsn, say=said.append))
     await poll_until(lambda: said)
     assert not waiting.done()
     with running(place, fast=True):
@@ -239,27 +239,27 @@ async def test_a_step_is_tried_again_when_the_database_goes_away_in_it(gone: Exc
             raise errors.pop()
         return "done"
 
-    assert await database.patiently(step, say=said.append) == "done"
+    assert await readiness.patiently(step, say=said.append) == "done"
     assert len(said) == 1
     errors.append(gone)
     with pytest.raises(Unavailable, match="did not come up within 0 s"):
-        await database.patiently(step, seconds=0, say=pytest.fail)
+        await readiness.patiently(step, seconds=0, say=pytest.fail)
 
 
 async def test_what_waiting_cannot_mend_is_told_at_once(server: str) -> None:
     started = time.monotonic()
     with pytest.raises(NotifierError, match="refuses"):
-        await database.wait_until_up(with_database(server, "no_such_database"), say=pytest.fail)
+        await readiness.wait_until_up(with_database(server, "no_such_database"), say=pytest.fail)
     with pytest.raises(NotifierError, match="address"):
-        await database.wait_until_up("mysql://localhost/x", say=pytest.fail)
+        await readiness.wait_until_up("mysql://localhost/x", say=pytest.fail)
     assert time.monotonic() - started < 30  # it would have waited for 60
 
 
 async def test_check_passes_what_keeps_the_promises(place: Path) -> None:
     with running(place) as dsn:
-        await asyncio.to_thread(database.migrate, dsn)
+        await asyncio.to_thread(migrations.migrate, dsn)
         async with await database.create_pool(dsn, size=1, application_name="test") as pool:
-            await database.check(pool)
+            await readiness.check(pool)
 
 
 @pytest.mark.parametrize("setting", ["synchronous_commit", "fsync"])
@@ -272,22 +272,22 @@ async def test_check_refuses_a_database_that_forgets(dsn: str, setting: str) -> 
         admin.execute(f"ALTER DATABASE {name} SET synchronous_commit = {value}")
     async with await database.create_pool(dsn, size=1, application_name="test") as pool:
         with pytest.raises(NotifierError, match=f"{setting} is off"):
-            await database.check(pool)
-        await database.check(pool, durable=False)
+            await readiness.check(pool)
+        await readiness.check(pool, durable=False)
 
 
 async def test_check_refuses_an_old_server(db: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "OLDEST_SERVER", 99)
+    monkeypatch.setattr(readiness, "OLDEST_SERVER", 99)
     with pytest.raises(NotifierError, match="PostgreSQL 99 or newer"):
-        await database.check(db, durable=False)
+        await readiness.check(db, durable=False)
 
 
 async def test_check_refuses_an_old_schema(empty_dsn: str) -> None:
     async with await database.create_pool(empty_dsn, size=1, application_name="test") as pool:
-        assert await database.why_not_ready(pool) == "the schema is older than this program"
+        assert await readiness.why_not_ready(pool) == "the schema is older than this program"
         with pytest.raises(NotifierError, match=r"apply .* migrate"):
-            await database.check(pool, durable=False)
-        await asyncio.to_thread(database.migrate, empty_dsn)
-        assert await database.why_not_ready(pool) is None
-        await pool.execute("DELETE FROM _yoyo_migration WHERE migration_id = $1", database.NEWEST)
-        assert await database.why_not_ready(pool) is not None
+            await readiness.check(pool, durable=False)
+        await asyncio.to_thread(migrations.migrate, empty_dsn)
+        assert await readiness.why_not_ready(pool) is None
+        await pool.execute("DELETE FROM _yoyo_migration WHERE migration_id = $1", migrations.NEWEST)
+        assert await readiness.why_not_ready(pool) is not None

@@ -11,23 +11,23 @@ import psycopg
 import pytest
 import yoyo
 
-from notifier.storage import database, embedded
+from notifier.storage import embedded, migrations, readiness
 
 MIGRATE = """
 import sys
 from pathlib import Path
-from notifier.storage import database
-print(database.migrate(sys.argv[1], Path(sys.argv[2])))
+from notifier.storage import migrations
+print(migrations.migrate(sys.argv[1], Path(sys.argv[2])))
 """
 CRASH_BEFORE_THE_MARK = """
 import os
 from yoyo.backends.base import DatabaseBackend
 DatabaseBackend.mark_one = lambda *_, **__: os._exit(9)
 """
-NAMES = [path.stem for path in sorted(database.MIGRATIONS.glob("*.sql")) if ".rollback" not in path.name]
+NAMES = [path.stem for path in sorted(migrations.MIGRATIONS.glob("*.sql")) if ".rollback" not in path.name]
 
 
-def start(dsn: str, folder: Path = database.MIGRATIONS, prelude: str = "") -> subprocess.Popen[str]:
+def start(dsn: str, folder: Path = migrations.MIGRATIONS, prelude: str = "") -> subprocess.Popen[str]:
     command = [sys.executable, "-c", prelude + MIGRATE, dsn, str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -51,24 +51,24 @@ def tables(dsn: str) -> set[str]:
 
 
 def test_each_migration_goes_up_down_and_up_again_to_the_same_schema(empty_dsn: str) -> None:
-    with database._backend(empty_dsn) as backend:
-        for migration in backend.to_apply(yoyo.read_migrations(str(database.MIGRATIONS))):
+    with migrations._backend(empty_dsn) as backend:
+        for migration in backend.to_apply(yoyo.read_migrations(str(migrations.MIGRATIONS))):
             before = schema(empty_dsn)
-            database._apply(backend, migration)
+            migrations._apply(backend, migration)
             after = schema(empty_dsn)
             assert after != before
             backend.rollback_one(migration)
             assert schema(empty_dsn) == before
-            database._apply(backend, migration)
+            migrations._apply(backend, migration)
             assert schema(empty_dsn) == after
 
 
 def test_migrating_again_does_nothing(empty_dsn: str) -> None:
-    assert database.migration_status(empty_dsn) == [(name, False) for name in NAMES]
+    assert migrations.status(empty_dsn) == [(name, False) for name in NAMES]
     assert tables(empty_dsn) == set()  # asking changes nothing
-    assert database.migrate(empty_dsn) == NAMES
-    assert database.migration_status(empty_dsn) == [(name, True) for name in NAMES]
-    assert database.migrate(empty_dsn) == []
+    assert migrations.migrate(empty_dsn) == NAMES
+    assert migrations.status(empty_dsn) == [(name, True) for name in NAMES]
+    assert migrations.migrate(empty_dsn) == []
 
 
 def test_of_five_replicas_starting_at_once_one_migrates(empty_dsn: str, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_replica_killed_inside_a_migration_does_not_stop_the_next_start(empty_ds
         replica.send_signal(signal.SIGKILL)
         replica.communicate()
         assert connection.execute("SELECT count(*) FROM yoyo_lock").fetchone() == (1,)
-    assert database.migrate(empty_dsn, tmp_path) == ["0001.slow"]
+    assert migrations.migrate(empty_dsn, tmp_path) == ["0001.slow"]
     assert tables(empty_dsn) >= {"one", "two"}
 
 
@@ -100,18 +100,18 @@ def test_migration_and_its_mark_are_one_transaction(empty_dsn: str, tmp_path: Pa
     replica.communicate()
     assert replica.returncode == 9
     assert "one" not in tables(empty_dsn)
-    assert database.migrate(empty_dsn, tmp_path) == ["0001.table"]
+    assert migrations.migrate(empty_dsn, tmp_path) == ["0001.table"]
 
 
 def test_failing_migration_leaves_what_stood_before_it(empty_dsn: str, tmp_path: Path) -> None:
     (tmp_path / "0001.good.sql").write_text("CREATE TABLE one (id int)")
     (tmp_path / "0002.bad.sql").write_text("-- depends: 0001.good\nCREATE TABLE two (id int); SELECT 1 / 0")
     with pytest.raises(psycopg.errors.DivisionByZero):
-        database.migrate(empty_dsn, tmp_path)
-    assert database.migration_status(empty_dsn, tmp_path) == [("0001.good", True), ("0002.bad", False)]
+        migrations.migrate(empty_dsn, tmp_path)
+    assert migrations.status(empty_dsn, tmp_path) == [("0001.good", True), ("0002.bad", False)]
     assert tables(empty_dsn) & {"one", "two"} == {"one"}
     (tmp_path / "0002.bad.sql").write_text("-- depends: 0001.good\nCREATE TABLE two (id int)")
-    assert database.migrate(empty_dsn, tmp_path) == ["0002.bad"]
+    assert migrations.migrate(empty_dsn, tmp_path) == ["0002.bad"]
 
 
 def test_migration_without_a_transaction(empty_dsn: str, tmp_path: Path) -> None:
@@ -119,15 +119,15 @@ def test_migration_without_a_transaction(empty_dsn: str, tmp_path: Path) -> None
     (tmp_path / "0002.index.sql").write_text(
         "-- transactional: false\n-- depends: 0001.table\nCREATE INDEX CONCURRENTLY one_id ON one (id)"
     )
-    assert database.migrate(empty_dsn, tmp_path) == ["0001.table", "0002.index"]
+    assert migrations.migrate(empty_dsn, tmp_path) == ["0001.table", "0002.index"]
 
 
 def test_mailings_of_before_know_when_they_started(empty_dsn: str, tmp_path: Path) -> None:
     """Begun with messages: when these were made. Begun with nobody: its start. Not begun, or paused before: never."""
     older = [name for name in NAMES if name < "0007"]
     for name in older:
-        shutil.copy(database.MIGRATIONS / f"{name}.sql", tmp_path)
-    assert database.migrate(empty_dsn, tmp_path) == older
+        shutil.copy(migrations.MIGRATIONS / f"{name}.sql", tmp_path)
+    assert migrations.migrate(empty_dsn, tmp_path) == older
     with psycopg.connect(empty_dsn) as connection:
         connection.execute(
             """
@@ -141,7 +141,7 @@ def test_mailings_of_before_know_when_they_started(empty_dsn: str, tmp_path: Pat
             "INSERT INTO slices SELECT 1, n, n, '2026-03-01 09:30Z'::timestamptz + n * '1 min'::interval "
             "FROM generate_series(0, 2) n"
         )
-    assert database.migrate(empty_dsn) == [name for name in NAMES if name >= "0007"]
+    assert migrations.migrate(empty_dsn) == [name for name in NAMES if name >= "0007"]
     with psycopg.connect(empty_dsn) as connection:
         rows = connection.execute("SELECT started_at AT TIME ZONE 'UTC' FROM mailings ORDER BY id").fetchall()
     assert rows == [(datetime(2026, 3, 1, 9, 30),), (datetime(2026, 3, 1, 10),), (None,)]
@@ -153,10 +153,10 @@ def test_a_migration_that_waits_for_a_table_keeps_others_waiting_for_seconds_onl
     with psycopg.connect(dsn) as reader:
         reader.execute("SELECT FROM clients LIMIT 1")
         with pytest.raises(psycopg.errors.LockNotAvailable) as caught:
-            database.migrate(dsn, tmp_path)
-    assert isinstance(caught.value, database.AWAY_AT_START)  # so a start tries it again
-    assert database.migrate(dsn, tmp_path) == ["9999.wide"]
-    assert database.migration_status(dsn, tmp_path) == [("9999.wide", True)]
+            migrations.migrate(dsn, tmp_path)
+    assert isinstance(caught.value, readiness.AWAY_AT_START)  # so a start tries it again
+    assert migrations.migrate(dsn, tmp_path) == ["9999.wide"]
+    assert migrations.status(dsn, tmp_path) == [("9999.wide", True)]
 
 
 @pytest.mark.parametrize("limit", ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"])
@@ -165,4 +165,4 @@ def test_a_migration_has_the_time_that_it_needs(dsn: str, tmp_path: Path, limit:
         name = connection.info.dbname
         connection.execute(f"ALTER DATABASE {name} SET {limit} = '50ms'")
     (tmp_path / "9999.slow.sql").write_text("SELECT pg_sleep(0.3);")
-    assert database.migrate(dsn, tmp_path) == ["9999.slow"]
+    assert migrations.migrate(dsn, tmp_path) == ["9999.slow"]

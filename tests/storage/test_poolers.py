@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from chaos.databases import SESSION, pgbouncer
 from chaos.stage import Postgres
-from notifier.storage import database
+from notifier.storage import database, readiness
 from tests.faults.conftest import skipped_where_lacking
 
 
@@ -55,7 +55,7 @@ async def test_nothing_is_said_where_none_are_wanted(postgres: Postgres) -> None
 
 
 async def test_sessions_that_are_not_set_up_are_told_with_the_line_that_mends_it(postgres: Postgres) -> None:
-    advise = partial(database.advice, connections=20)
+    advise = partial(readiness.advice, connections=20)
     with bouncer(postgres, "pool_mode = transaction") as dsn:
         async with await database.create_pool(dsn, size=2, application_name="test", statement_cache=0) as pool:
             (advice,) = await advise(pool)
@@ -72,5 +72,5 @@ async def test_a_direct_connection_keeps_its_statements(postgres: Postgres) -> N
         async with await database.create_pool(postgres.dsn, size=1, application_name="test") as pool:
             await pool.fetchval("SELECT 6 AS six")
             assert await pool.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE statement ~ 'six$'") == 1
-            assert await database.advice(pool, connections=20) == []
+            assert await readiness.advice(pool, connections=20) == []
     assert said == []

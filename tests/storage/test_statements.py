@@ -129,7 +129,7 @@ async def test_every_statement_that_is_put_together_runs(db: Pool) -> None:
         "clients.get",
         "clients.page",
         "statistics.of_mailings",
-        "database.migrate",  # made this database
+        "migrations.migrate",  # made this database
         "database.unlimited",  # run by both
         "transfer._load",  # run in test_transfer.py
     }

@@ -14,7 +14,7 @@ import pytest
 
 from chaos.stage import PATIENCE, free_port, server_user, until
 from notifier.errors import NotifierError
-from notifier.storage import audit, database, transfer
+from notifier.storage import audit, database, migrations, readiness, transfer
 from notifier.storage.database import Pool
 from tests.conftest import with_database
 from tests.storage.scenes import insert_clients, insert_mailing, running
@@ -118,7 +118,7 @@ async def test_a_database_moves_to_an_older_server_and_back(
     transfer.load(empty_dsn, again, quiet)
     assert rows(empty_dsn) == rows(dsn)
     async with await database.create_pool(older, size=2, application_name="test") as pool:
-        await database.check(pool, durable=False)
+        await readiness.check(pool, durable=False)
         assert not [finding async for finding in audit.run(pool) if finding.breach]
         # identities go on where they were
         last = await pool.fetchval("SELECT max(id) FROM clients")
@@ -128,8 +128,8 @@ async def test_a_database_moves_to_an_older_server_and_back(
 async def test_a_dump_of_an_older_version_is_brought_up_to_date(
     db: Pool, empty_dsn: str, server: str, tmp_path: Path
 ) -> None:
-    names = [name for name, _ in database.migration_status(empty_dsn)]
-    database.migrate(empty_dsn, only=names[:3])
+    names = [name for name, _ in migrations.status(empty_dsn)]
+    migrations.migrate(empty_dsn, only=names[:3])
     with psycopg.connect(empty_dsn) as connection:
         connection.execute("INSERT INTO clients (phone, operator_code) VALUES (79161234567, '916')")
     transfer.dump(empty_dsn, tmp_path / "old.zip", quiet)
@@ -139,7 +139,7 @@ async def test_a_dump_of_an_older_version_is_brought_up_to_date(
     new = with_database(server, name)
     try:
         transfer.load(new, tmp_path / "old.zip", quiet)
-        assert all(applied for _, applied in database.migration_status(new))
+        assert all(applied for _, applied in migrations.status(new))
         assert rows(new)["clients"] == rows(empty_dsn)["clients"]
     finally:
         with psycopg.connect(server, autocommit=True) as admin:
