@@ -120,7 +120,7 @@ def _settings(port: int | None) -> Settings:
     if port is not None:
         kept["PORT"] = str(port)
     token = secrets.token_urlsafe(24)
-    settings = Settings.load({**kept, "BOOTSTRAP_TOKEN": token, "GATEWAY_TOKEN": "simulated"}, None)
+    settings = Settings.load({**kept, "BOOTSTRAP_TOKEN": token, "GATEWAY_TOKEN": secrets.token_urlsafe(24)}, None)
     return replace(settings, data_dir=settings.data_dir / "demo", drain_delay=0.0)
 
 
