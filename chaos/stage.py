@@ -33,7 +33,7 @@ import psycopg.rows
 
 from chaos.replica import CONSTANTS, DEATH
 from notifier.simulator import Simulator
-from notifier.storage import embedded, migrations
+from notifier.storage import embedded, embedded_place, migrations
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ class Postgres:
     def follow(self, primary: Postgres) -> None:
         """Start as the hot standby of ``primary``, which runs: with its own data if there is any, else with a copy."""
         if not self.data.exists():
-            self._run(embedded.programs() / "pg_basebackup", "-D", self.data, "-d", primary.dsn, "-c", "fast")
+            self._run(embedded_place.programs() / "pg_basebackup", "-D", self.data, "-d", primary.dsn, "-c", "fast")
         (self.data / "standby.signal").touch()
         self.settings["primary_conninfo"] = f"host=127.0.0.1 port={primary.port} user=notifier"
         self.start()
@@ -146,7 +146,7 @@ class Postgres:
     def launch(self) -> None:
         """Start it without waiting."""
         options = [part for name, value in self.settings.items() for part in ("-c", f"{name}={value}")]
-        command = [str(embedded.programs() / "postgres"), "-D", str(self.data), "-p", str(self.port), *options]
+        command = [str(embedded_place.programs() / "postgres"), "-D", str(self.data), "-p", str(self.port), *options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", env=self.environment,
                                             start_new_session=True, **server_user())  # fmt: skip
@@ -216,7 +216,9 @@ def _cluster() -> Path:
     folder = scratch("notifier-cluster-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     made = Postgres(folder / "postgres")
-    made._run(embedded.programs() / "initdb", "-D", made.data, "-U", "notifier", "--auth=trust", "-N", *embedded.LOCALE)
+    made._run(
+        embedded_place.programs() / "initdb", "-D", made.data, "-U", "notifier", "--auth=trust", "-N", *embedded.LOCALE
+    )
     try:
         made.start()
         with psycopg.connect(made._dsn("postgres"), autocommit=True) as connection:

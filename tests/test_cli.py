@@ -15,7 +15,7 @@ import pytest
 
 from chaos.stage import Postgres
 from notifier.settings import Settings, secret_key
-from notifier.storage.audit import CHECKS
+from notifier.storage.audit_checks import CHECKS
 from notifier.storage.migrations import MIGRATIONS
 from tests.processes import KEY, SERVER, TOKEN, environment, run
 from tests.test_address import UNESCAPED

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from notifier.storage import audit, mailings
-from notifier.storage.audit import CHECKS, Finding
+from notifier.storage.audit import Finding
+from notifier.storage.audit_checks import CHECKS
 from notifier.storage.database import Db, Pool
 from tests.storage.scenes import insert_batch, insert_ledger, insert_mailing, insert_messages, let_a_month_pass, running
 

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from notifier.storage import embedded
+from notifier.storage import embedded_place
 from notifier.storage.embedded import running
 from tests.storage.embedded_scenes import add, another_user, dsn_of, is_up, kept, postmaster, root_only
 
@@ -58,7 +58,7 @@ def log_in_as(uid: int, dsn: str) -> str:
 def test_root_runs_it_under_an_account_of_its_own_and_lets_nobody_else_in(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "ACCOUNTS", ("no-such-account", "daemon"))
+    monkeypatch.setattr(embedded_place, "ACCOUNTS", ("no-such-account", "daemon"))
     daemon, nobody = pwd.getpwnam("daemon").pw_uid, pwd.getpwnam("nobody").pw_uid
     with running(place, fast=True) as dsn, capture_logs() as said:
         assert (place / "postgres").stat().st_uid == daemon
@@ -68,7 +68,7 @@ def test_root_runs_it_under_an_account_of_its_own_and_lets_nobody_else_in(
             assert "Permission denied" in log_in_as(uid, dsn)
         # Not only because of the folder that they cannot enter.
         (place / "postgres").chmod(0o755)
-        (place / "postgres" / embedded.SOCKET).chmod(0o777)
+        (place / "postgres" / embedded_place.SOCKET).chmod(0o777)
         assert 'Peer authentication failed for user "notifier"' in log_in_as(nobody, dsn)
         assert log_in_as(12345, dsn) != ""
     assert said == []
@@ -76,7 +76,7 @@ def test_root_runs_it_under_an_account_of_its_own_and_lets_nobody_else_in(
 
 @root_only
 def test_root_is_warned_where_there_is_no_account_for_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "ACCOUNTS", ())
+    monkeypatch.setattr(embedded_place, "ACCOUNTS", ())
     with capture_logs() as said, running(place, fast=True) as dsn:
         assert is_up(dsn)
     (warning,) = said
@@ -86,18 +86,19 @@ def test_root_is_warned_where_there_is_no_account_for_it(place: Path, monkeypatc
 @root_only
 def test_what_belongs_to_nobody_is_handed_over_with_its_data(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As 0.1.0 made it: the files belong to nobody, and nobody is asked who it is.
-    monkeypatch.setattr(embedded, "ACCOUNTS", ())
+    monkeypatch.setattr(embedded_place, "ACCOUNTS", ())
     with running(place, fast=True) as dsn:
         add(dsn, 1)
     (place / "postgres/data/pg_hba.conf").write_text("local all all trust\nhost all all 127.0.0.1/32 trust\n")
     (place / "postgres/data/pg_ident.conf").write_text("")
-    monkeypatch.setattr(embedded, "ACCOUNTS", ("daemon",))
+    monkeypatch.setattr(embedded_place, "ACCOUNTS", ("daemon",))
     with running(place, fast=True) as dsn, psycopg.connect(dsn) as connection:
         assert kept(dsn) == [1]
         assert connection.execute(RULES).fetchall() == [("local", ["all"], "peer", None)]
         owners = {path.lstat().st_uid for path in (place / "postgres", *(place / "postgres").rglob("*"))}
         assert owners == {pwd.getpwnam("daemon").pw_uid}
-    monkeypatch.setattr(embedded, "ACCOUNTS", ())  # and stays usable where the account is not the first choice any more
+    # And it stays usable where the account is not the first choice any more.
+    monkeypatch.setattr(embedded_place, "ACCOUNTS", ())
     with running(place, fast=True) as dsn:
         assert kept(dsn) == [1]
 
@@ -106,7 +107,7 @@ def test_what_belongs_to_nobody_is_handed_over_with_its_data(place: Path, monkey
 def test_nothing_is_handed_over_under_a_server_that_runs(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subprocess.run(["chown", "-R", str(pwd.getpwnam("nobody").pw_uid), data_dir / "postgres"], check=True)
     with another_user(data_dir) as other:
-        monkeypatch.setattr(embedded, "ACCOUNTS", ("daemon",))
+        monkeypatch.setattr(embedded_place, "ACCOUNTS", ("daemon",))
         dsn = dsn_of(other)
         owner = (data_dir / "postgres").stat().st_uid
         with running(data_dir, fast=True):

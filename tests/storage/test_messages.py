@@ -9,7 +9,7 @@ import pytest
 
 from notifier.errors import Invalid, NotFound
 from notifier.models import Attempt, Message, Outcome, Status
-from notifier.storage import mailings, messages, statistics
+from notifier.storage import mailings, message_lists, messages, statistics
 from notifier.storage.database import Db, Pool
 from tests.storage.message_scenes import (
     AT,
@@ -75,7 +75,7 @@ async def test_the_statistics_are_the_rows_counted(db: Pool, mailing: str) -> No
 async def test_a_page_that_examines_few_rows_is_short_and_the_list_complete(
     db: Pool, mailing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messages, "EXAMINED", 2)
+    monkeypatch.setattr(message_lists, "EXAMINED", 2)
     mailing_id = await insert_everything(db, mailing)
     expected = reference(mailing)
 

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 import yoyo
 
-from notifier.storage import embedded, migrations, readiness
+from notifier.storage import embedded_place, migrations, readiness
 
 MIGRATE = """
 import sys
@@ -36,7 +36,7 @@ def schema(dsn: str) -> str:
     """Return the whole schema as SQL, without yoyo's own tables."""
     without_yoyo = ["--exclude-table=_yoyo*", "--exclude-table=yoyo*"]
     command = [
-        str(embedded.programs() / "pg_dump"),
+        str(embedded_place.programs() / "pg_dump"),
         "--schema-only",
         "--restrict-key=same",
         *without_yoyo,
