@@ -33,8 +33,8 @@ def deaths(sends: int, records: int) -> tuple[str, ...]:
         "after 2 storage.queue.load",
         f"before {sends} delivery.gateway.Gateway.send",
         f"after {sends} delivery.gateway.Gateway.send",
-        f"before {records} storage.queue.record",
-        f"after {records} storage.queue.record",
+        f"before {records} storage.recording.record",
+        f"after {records} storage.recording.record",
         AT_RANDOM,
     )
 

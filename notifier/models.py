@@ -1,7 +1,7 @@
 """The nouns of the service, and the statuses with their legal transitions, written once.
 
 Read this file first: the delivery story goes on in `policy.py`, `storage/queue.py`, `delivery/feeder.py`,
-`delivery/sender.py` and `delivery/recorder.py`.
+`delivery/sender.py`, `delivery/recorder.py` and `storage/recording.py`.
 """
 
 from __future__ import annotations

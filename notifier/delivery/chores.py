@@ -9,7 +9,7 @@ import structlog
 
 from notifier import windows
 from notifier.cluster import detector
-from notifier.storage import clients, idempotency, mailings, sessions
+from notifier.storage import clients, idempotency, mailing_lifecycle, sessions
 from notifier.storage.database import Pool
 
 log = structlog.get_logger(__name__)
@@ -48,7 +48,7 @@ class Chores:
         return PURGE_REST if more else PURGE_EVERY
 
     async def _purge_mailings(self) -> bool:
-        return await mailings.purge(self._db)
+        return await mailing_lifecycle.purge(self._db)
 
     async def _purge_erased(self) -> bool:
         return await clients.erase_again(self._db, detector.SETTLED_AFTER) == clients.PIECE

@@ -14,7 +14,8 @@ from zoneinfo import ZoneInfo
 
 from notifier.delivery.snapshot import MailingSnapshot
 from notifier.models import MessageState, Outcome, Reason
-from notifier.storage.queue import BatchReport, Claimed, Loaded, Recorded, Result
+from notifier.storage.queue import Claimed, Loaded
+from notifier.storage.recording import BatchReport, Recorded, Result
 
 # Ids loaded for one mailing before the next one's turn, or more if there is room for more than that of each.
 CHUNK = 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from notifier.cluster.loops import Signal
 from notifier.delivery.held import HeldBatch
-from notifier.storage.queue import Result
+from notifier.storage.recording import Result
 
 # So many results make a record due at once; fewer wait a moment for more (recorder.py).
 FULL = 250

@@ -11,9 +11,10 @@ from notifier import policy, telemetry
 from notifier.cluster.detector import FailureDetector
 from notifier.delivery.recorder import REFUSED, store
 from notifier.models import OnUnknown, Outcome, Reason
-from notifier.storage import mailings, queue
+from notifier.storage import mailings, queue, recording
 from notifier.storage.database import AWAY, Db, Pool, transaction
-from notifier.storage.queue import BatchReport, Claimed, Owned, Result
+from notifier.storage.queue import Claimed, Owned
+from notifier.storage.recording import BatchReport, Result
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +50,7 @@ async def settle(
     on_unknown: OnUnknown,
     wait: float,
     *,
-    write: Callable[[Db, int, Sequence[BatchReport], Sequence[Result]], Awaitable[object]] = queue.record,
+    write: Callable[[Db, int, Sequence[BatchReport], Sequence[Result]], Awaitable[object]] = recording.record,
 ) -> None:
     """Settle batches that were just reclaimed: in doubt are their ids under the watermark without a ledger row.
 

@@ -20,9 +20,9 @@ from notifier.delivery.limits import Limits
 from notifier.delivery.line import Line
 from notifier.delivery.outbox import FULL, Outbox
 from notifier.models import MailingStatus, MessageState, Outcome, Reason
-from notifier.storage import ledger, queue
+from notifier.storage import ledger, recording
 from notifier.storage.database import Db
-from notifier.storage.queue import BatchReport, Recorded, Result
+from notifier.storage.recording import BatchReport, Recorded, Result
 
 log = structlog.get_logger(__name__)
 
@@ -248,23 +248,23 @@ class Recorder:
 
 
 async def store(db: Db, replica: int, reports: Sequence[BatchReport], results: Sequence[Result]) -> list[Recorded]:
-    """`storage.queue.record`, whatever PostgreSQL thinks of single values.
+    """`storage.recording.record`, whatever PostgreSQL thinks of single values.
 
     A row that came in between makes the statement run again with a younger snapshot. A row that is refused bisects
     the flush, so that the rest is recorded; the culprit is recorded as unknown, or not at all where that is refused.
     """
     try:
-        return await queue.record(db, replica, reports, results)
+        return await recording.record(db, replica, reports, results)
     except asyncpg.UniqueViolationError:
-        return await queue.record(db, replica, reports, results)
+        return await recording.record(db, replica, reports, results)
     except REFUSED as error:
         if not results:
             raise
         if len(results) == 1:
             log.exception("a result cannot be recorded", message_id=results[0].message_id)
             with suppress(*REFUSED):
-                return await queue.record(db, replica, reports, [_unrecordable(results[0], error)])
-            return await queue.record(db, replica, reports, [])
+                return await recording.record(db, replica, reports, [_unrecordable(results[0], error)])
+            return await recording.record(db, replica, reports, [])
         half = len(results) // 2
         first = await store(db, replica, reports, results[:half])
         second = await store(db, replica, reports, results[half:])

@@ -22,7 +22,7 @@ from notifier.delivery.gateway import Gateway
 from notifier.delivery.planner import Planner
 from notifier.delivery.reclaim import reclaim
 from notifier.models import OnUnknown
-from notifier.storage import audience, mailings, queue, replicas
+from notifier.storage import audience, mailing_lifecycle, mailings, queue, replicas
 from notifier.storage.database import AWAY, Pool
 from notifier.storage.installation import Hold
 
@@ -182,12 +182,12 @@ class Scheduler:
         if begun := await audience.begin_due(self._db):
             self._planner.begin(begun)
             self._planner_signal.set()
-        if await mailings.finish_ended(self._db) and self.engine is not None:
+        if await mailing_lifecycle.finish_ended(self._db) and self.engine is not None:
             self.engine.wake()
-        for mailing_id in await mailings.worked_off(self._db):
-            if await mailings.close(self._db, mailing_id):
+        for mailing_id in await mailing_lifecycle.worked_off(self._db):
+            if await mailing_lifecycle.close(self._db, mailing_id):
                 log.info("a mailing is finished", mailing_id=mailing_id)
-        seconds = await mailings.seconds_to_next(self._db)
+        seconds = await mailing_lifecycle.seconds_to_next(self._db)
         return NET if seconds is None else min(NET, seconds + 0.001)
 
     async def _heartbeat(self) -> float:

@@ -23,7 +23,8 @@ from notifier.delivery.limits import Limits, Permit
 from notifier.delivery.line import Line
 from notifier.delivery.outbox import Outbox
 from notifier.models import MessageState, OnUnknown, Outcome, Reason
-from notifier.storage.queue import Loaded, Result
+from notifier.storage.queue import Loaded
+from notifier.storage.recording import Result
 
 log = structlog.get_logger(__name__)
 

@@ -18,7 +18,7 @@ from notifier.models import IN_DOUBT, MAX_IN_DOUBT, OPEN_STATES, OVER, MailingSt
 from notifier.storage.database import Db, transaction
 from notifier.storage.literals import listed
 from notifier.storage.mailings import CHANNEL
-from notifier.storage.queue import Result
+from notifier.storage.recording import Result
 
 # How often a lost race for the next number is run again; every loss means that somebody else got ahead.
 RACES = 20

@@ -1,4 +1,4 @@
-"""Mailings: what the API does with them, and the few steps of their life that the scheduler takes."""
+"""Mailings: what people do with them through the API and the pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from notifier.storage.database import Db, transaction
 # Changes that other replicas must hear of; they listen on this channel (see cluster/control.py).
 CHANNEL = "notifier"
 
-# Seconds for which a deleted mailing can be restored; after that `purge` takes its rows away.
+# Seconds for which a deleted mailing can be restored; after that `mailing_lifecycle.purge` takes its rows away.
 KEEP_DELETED = 30 * 86_400.0
 
 # SQL over ``mailings m``: no piece of it was purged.
@@ -347,7 +347,7 @@ async def archive(db: Db, mailing_id: int, archived: bool, *, if_match: int | No
 
 
 async def delete(db: Db, mailing_id: int, *, if_match: int | None = None) -> None:
-    """Any status → deleted; what is not over is cancelled first. `purge` takes the rows away later."""
+    """Any status → deleted; what is not over is cancelled first. The rows are purged later."""
     async with transaction(db) as conn:
         mailing, _ = await _locked(conn, mailing_id, if_match)
         await conn.execute(
@@ -388,105 +388,6 @@ async def restore(db: Db, mailing_id: int, *, if_match: int | None = None) -> Ma
             if restored is None:
                 raise NotFound(f"Mailing {mailing_id} was deleted too long ago; its messages are gone.")
         return await get(conn, mailing_id)
-
-
-async def finish_ended(db: Db) -> list[int]:
-    """scheduled, running, paused → finished for those whose end has come. One row each: what is left over expires."""
-    rows = await db.fetch(
-        """
-        UPDATE mailings
-        SET status = 'finished', over_at = now(),
-            status_reason = CASE WHEN planned AND audience = 0 THEN 'nobody_matched' ELSE 'ended' END
-        WHERE status IN ('scheduled', 'running', 'paused') AND ends_at <= clock_timestamp()
-        RETURNING id
-        """
-    )
-    return [row["id"] for row in rows]
-
-
-async def worked_off(db: Db) -> list[int]:
-    """Mailings that look ready to be closed: planned, alive, no batch left."""
-    rows = await db.fetch(
-        """
-        SELECT m.id FROM mailings m
-        WHERE m.status IN ('running', 'paused') AND m.planned
-          AND NOT EXISTS (SELECT FROM batches b WHERE b.mailing_id = m.id)
-        """
-    )
-    return [row["id"] for row in rows]
-
-
-async def close(db: Db, mailing_id: int) -> bool:
-    """running, paused → finished when planned and nothing is left; True when it was done here.
-
-    The mailing is locked first and the batches are looked at by a second statement, whose snapshot is younger than the
-    lock: whoever adds batches other than out of an owned batch holds that lock (docs/delivery.md).
-    """
-    async with transaction(db) as conn:
-        open_still = await conn.fetchval(
-            "SELECT status IN ('running', 'paused') AND planned FROM mailings WHERE id = $1 FOR UPDATE",
-            mailing_id,
-        )
-        if not open_still or await conn.fetchval(
-            "SELECT EXISTS (SELECT FROM batches WHERE mailing_id = $1)", mailing_id
-        ):
-            return False
-        await conn.execute(
-            """
-            UPDATE mailings
-            SET status = 'finished', over_at = now(),
-                status_reason = CASE WHEN audience = 0 THEN 'nobody_matched' ELSE 'completed' END
-            WHERE id = $1
-            """,
-            mailing_id,
-        )
-        return True
-
-
-async def seconds_to_next(db: Db) -> float | None:
-    """Seconds until the next start or end of a mailing, by the database's clock; None when there is none ahead."""
-    seconds = await db.fetchval(
-        """
-        SELECT extract(epoch FROM min(CASE WHEN status = 'scheduled' AND starts_at > clock_timestamp()
-                                           THEN starts_at ELSE ends_at END) - clock_timestamp())
-        FROM mailings WHERE status IN ('scheduled', 'running', 'paused')
-        """
-    )
-    return None if seconds is None else max(0.0, float(seconds))
-
-
-async def purge(db: Db) -> bool:
-    """Take away one slice of a mailing that was deleted KEEP_DELETED seconds ago; True when there may be more.
-
-    A slice is up to 5,000 messages with their attempts. None of a mailing that somebody is still sending.
-    """
-    async with transaction(db) as conn:
-        mailing_id = await conn.fetchval(
-            """
-            SELECT m.id FROM mailings m
-            WHERE m.deleted_at IS NOT NULL AND m.deleted_at <= now() - $1 * interval '1 second'
-              AND NOT EXISTS (SELECT FROM batches b WHERE b.mailing_id = m.id AND b.owner IS NOT NULL)
-            ORDER BY m.id LIMIT 1 FOR UPDATE SKIP LOCKED
-            """,
-            KEEP_DELETED,
-        )
-        if mailing_id is None:
-            return False
-        piece = await conn.fetchrow(
-            "DELETE FROM slices WHERE (mailing_id, first_id) = "
-            "(SELECT mailing_id, first_id FROM slices WHERE mailing_id = $1 LIMIT 1) RETURNING first_id, last_id",
-            mailing_id,
-        )
-        if piece is not None:
-            await conn.execute("DELETE FROM attempts WHERE message_id BETWEEN $1 AND $2", *piece)
-            await conn.execute("DELETE FROM messages WHERE id BETWEEN $1 AND $2", *piece)
-            return True
-        await conn.execute("DELETE FROM batches WHERE mailing_id = $1", mailing_id)
-        await conn.execute("DELETE FROM counters WHERE mailing_id = $1", mailing_id)
-        await conn.execute("DELETE FROM failures WHERE mailing_id = $1", mailing_id)
-        await conn.execute("DELETE FROM series WHERE mailing_id = $1", mailing_id)
-        await conn.execute("DELETE FROM mailings WHERE id = $1", mailing_id)
-        return True
 
 
 async def clock(db: Db) -> datetime:

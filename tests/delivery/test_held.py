@@ -11,8 +11,9 @@ import pytest
 from notifier.delivery import recorder
 from notifier.delivery.held import CHUNK, HeldBatches
 from notifier.models import MailingStatus, MessageState
-from notifier.storage import queue
-from notifier.storage.queue import BATCH_SIZE, Claimed, Loaded, Recorded, SendSettings
+from notifier.storage import queue, recording
+from notifier.storage.queue import BATCH_SIZE, Claimed, Loaded, SendSettings
+from notifier.storage.recording import Recorded
 from tests.delivery.conftest import World
 
 NOW = datetime.now(UTC)
@@ -95,13 +96,13 @@ async def test_a_record_is_made_at_once_for_what_is_more_urgent(world: World, mo
     monkeypatch.setattr(recorder, "HEARTBEAT", 1_000.0)
     engine = await world.marked(40, concurrency=200)
     records: list[int] = []
-    record = queue.record
+    record = recording.record
 
     async def noted(db: Any, replica: int, reports: Any, results: Any) -> Any:
         records.append(len(reports))
         return await record(db, replica, reports, results)
 
-    monkeypatch.setattr(queue, "record", noted)
+    monkeypatch.setattr(recording, "record", noted)
     await engine.recorder.poll()
     assert records == []
     await world.mailing(priority=1)

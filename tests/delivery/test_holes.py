@@ -18,7 +18,7 @@ from notifier.cluster import control, detector
 from notifier.delivery import engine, feeder, held, limits, line, recorder, sender
 from notifier.models import MailingStatus, OnUnknown
 from notifier.storage import ledger, queue
-from notifier.storage.queue import Recorded
+from notifier.storage.recording import Recorded
 from tests import conftest
 from tests.cluster import test_control, test_detector
 from tests.delivery import test_limits, test_outcomes, test_reclaim, test_starting

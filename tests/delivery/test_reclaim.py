@@ -10,7 +10,7 @@ import pytest
 from notifier.cluster import control, detector
 from notifier.delivery import feeder, reclaim, scheduler
 from notifier.models import OnUnknown
-from notifier.storage import queue, replicas
+from notifier.storage import queue, recording, replicas
 from tests.conftest import poll_until
 from tests.delivery.conftest import World
 from tests.delivery.scenes import running
@@ -194,7 +194,7 @@ async def test_a_take_over_ends_a_batch_whose_done_is_short(world: World) -> Non
     mailing = await world.mailing()
     await world.until(mailing, waiting=5)
     (batch,) = await queue.claim(world.db, 999, after=0)
-    await queue.record(world.db, 999, [queue.BatchReport(batch.id, batch.owner, 0, 5, 0, 0, False)], [])
+    await recording.record(world.db, 999, [recording.BatchReport(batch.id, batch.owner, 0, 5, 0, 0, False)], [])
     await world.db.execute(
         "INSERT INTO attempts (message_id, mailing_id, started_at, outcome, state, seq) "
         "SELECT id, mailing_id, now(), 'accepted', 'sent', 1 FROM messages"

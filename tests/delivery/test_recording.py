@@ -14,7 +14,7 @@ from notifier import telemetry
 from notifier.cluster import detector, loops
 from notifier.delivery import feeder, gateway, recorder, scheduler
 from notifier.models import Mailing, MessageState, Outcome
-from notifier.storage import gateways, ledger, mailings, messages, queue
+from notifier.storage import gateways, ledger, mailings, messages, queue, recording
 from tests.conftest import poll_until
 from tests.delivery.conftest import World
 from tests.delivery.scenes import FIRST
@@ -47,7 +47,7 @@ async def test_connections_that_are_cut_lose_nothing(world: World, dsn: str, mon
 
 
 async def test_a_lost_acknowledgement_counts_nothing_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    record, calls = queue.record, 0
+    record, calls = recording.record, 0
 
     async def lose_every_third(*args: Any) -> Any:
         nonlocal calls
@@ -57,7 +57,7 @@ async def test_a_lost_acknowledgement_counts_nothing_twice(world: World, monkeyp
             raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
         return recorded
 
-    monkeypatch.setattr(queue, "record", lose_every_third)
+    monkeypatch.setattr(recording, "record", lose_every_third)
     monkeypatch.setattr(loops, "AFTER_ERROR", (0.01, 0.02))
     await world.clients(700)
     world.simulator.script({"match": {"attempt": 1}, "share": 0.3, "do": {"kind": "status", "status": 500}}, latency=5)
@@ -169,7 +169,7 @@ async def test_nothing_starts_any_more_when_no_result_at_all_can_be_recorded(
 async def test_a_load_that_is_older_than_a_late_row_is_thrown_away(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, loads, record, records = queue.load, 0, queue.record, 0
+    load, loads, record, records = queue.load, 0, recording.record, 0
 
     async def counted(*args: Any) -> Any:
         nonlocal records
@@ -182,7 +182,7 @@ async def test_a_load_that_is_older_than_a_late_row_is_thrown_away(
         rows = await load(db, ids, seqs)
         loads += 1
         if loads == 1:
-            accepted = queue.Result(
+            accepted = recording.Result(
                 batch_id=0,
                 message_id=ids[0],
                 outcome=Outcome.ACCEPTED,
@@ -202,7 +202,7 @@ async def test_a_load_that_is_older_than_a_late_row_is_thrown_away(
         return rows
 
     monkeypatch.setattr(queue, "load", then_comes_a_late_row)
-    monkeypatch.setattr(queue, "record", counted)
+    monkeypatch.setattr(recording, "record", counted)
     await world.clients(3)
     await world.replica()
     mailing = await world.mailing()
@@ -213,5 +213,5 @@ async def test_a_load_that_is_older_than_a_late_row_is_thrown_away(
 
 def test_a_bisected_flush_may_have_lost_a_batch() -> None:
     nothing: Any = None
-    lost = queue.Recorded(1, False, *[nothing] * 8)
+    lost = recording.Recorded(1, False, *[nothing] * 8)
     assert recorder._merge([lost], [lost]) == [lost._replace(written=0)]

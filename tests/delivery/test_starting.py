@@ -11,7 +11,7 @@ import pytest
 
 from notifier.delivery import gateway, limits, snapshot
 from notifier.models import MailingStatus, Outcome
-from notifier.storage import queue
+from notifier.storage import queue, recording
 from notifier.storage.installation import Hold
 from tests.delivery.conftest import World
 from tests.delivery.scenes import FIRST, hours_from_now, started
@@ -46,7 +46,7 @@ async def test_a_record_counts_as_heard_when_its_news_is_read(world: World, monk
     engine = await world.marked(5)
     (batch,) = engine.held
     before, ends_at = engine.line.renewed_at, datetime.fromtimestamp(batch.mailing.ends_at, UTC)
-    edited = queue.Recorded(batch.id, True, batch.watermark, batch.foreign_rows, False, 0, MailingStatus.RUNNING,
+    edited = recording.Recorded(batch.id, True, batch.watermark, batch.foreign_rows, False, 0, MailingStatus.RUNNING,
                             batch.mailing.version + 1, ends_at, datetime.now(UTC))  # fmt: skip
 
     async def away(*_: Any) -> Any:

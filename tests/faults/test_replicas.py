@@ -21,13 +21,17 @@ HEARTBEAT = {"delivery.scheduler.BEAT": 0.3, "cluster.detector.DEAD_AFTER": 3.0}
             (
                 "after 2 storage.queue.claim",
                 "before 40 delivery.gateway.Gateway.send",
-                "after 4 storage.queue.record",
+                "after 4 storage.recording.record",
             ),
             LOCK,
         ),
         (
             "hold",
-            ("after 2 storage.queue.load", "after 40 delivery.gateway.Gateway.send", "before 4 storage.queue.record"),
+            (
+                "after 2 storage.queue.load",
+                "after 40 delivery.gateway.Gateway.send",
+                "before 4 storage.recording.record",
+            ),
             HEARTBEAT | replicas.WITHOUT_HINT,
         ),
     ],

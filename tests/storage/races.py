@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from notifier.storage import queue
+from notifier.storage import recording
 from notifier.storage.database import Connection, Db, Pool
 from tests.conftest import poll_until
 
@@ -39,9 +39,9 @@ class Rewritten:
 
 
 def leave_out(monkeypatch: pytest.MonkeyPatch, old: str, new: str = "") -> None:
-    """Change the statement of ``queue.record``; ``old`` must occur in it."""
-    assert old in queue._RECORD
-    monkeypatch.setattr(queue, "_RECORD", queue._RECORD.replace(old, new))
+    """Change the statement of ``recording.record``; ``old`` must occur in it."""
+    assert old in recording._RECORD
+    monkeypatch.setattr(recording, "_RECORD", recording._RECORD.replace(old, new))
 
 
 @asynccontextmanager

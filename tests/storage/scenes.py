@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from notifier.models import MessageState, Outcome, Reason, Window
-from notifier.storage import audience, queue
+from notifier.storage import audience, queue, recording
 from notifier.storage.audience import Slice, Unplanned
 from notifier.storage.database import Db
-from notifier.storage.queue import BatchReport, Claimed, Recorded, Result
+from notifier.storage.queue import Claimed
+from notifier.storage.recording import BatchReport, Recorded, Result
 
 AT = datetime(2026, 3, 1, 9, tzinfo=UTC)
 LATER = datetime(2036, 3, 1, 9, tzinfo=UTC)
@@ -243,7 +244,7 @@ def result(
 
 async def record_one(db: Db, report: BatchReport, *results: Result, replica: int = ME) -> Recorded:
     """Record what is to be said of one batch."""
-    (recorded,) = await queue.record(db, replica, [report], results)
+    (recorded,) = await recording.record(db, replica, [report], results)
     return recorded
 
 

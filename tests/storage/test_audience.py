@@ -12,7 +12,7 @@ import pytest
 
 from notifier.errors import Stale
 from notifier.models import Filter, Window
-from notifier.storage import audience, mailings
+from notifier.storage import audience, mailing_lifecycle, mailings
 from notifier.storage.audience import Unplanned
 from notifier.storage.database import Db, Pool
 from tests.storage.ledger_errors import ledger_errors
@@ -147,7 +147,7 @@ async def test_nobody_is_left_out_and_nobody_comes_twice(db: Pool) -> None:
         assert await plan_all(db, mailing_id, size) == sizes
         assert await chosen(db, mailing_id) == clients
         assert (await mailings.get(db, mailing_id)).planned
-        assert await mailings.close(db, mailing_id) is (count == 0)
+        assert await mailing_lifecycle.close(db, mailing_id) is (count == 0)
 
 
 async def test_a_slice_looks_at_so_many_clients_however_few_of_them_match(

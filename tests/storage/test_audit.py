@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from notifier.storage import audit, mailings
+from notifier.storage import audit, mailing_lifecycle, mailings
 from notifier.storage.audit import Finding
 from notifier.storage.audit_checks import CHECKS
 from notifier.storage.database import Db, Pool
@@ -56,7 +56,7 @@ async def sound(db: Db) -> None:
     await insert_batch(db, DELETED, range(last, last + 1))
     await mailings.delete(db, DELETED)
     await let_a_month_pass(db)
-    assert await mailings.purge(db)
+    assert await mailing_lifecycle.purge(db)
 
     assert await insert_mailing(db, "finished", over_for=60) == BIN
     ids = await insert_messages(db, BIN, 1)

@@ -11,7 +11,7 @@ import pytest
 
 from notifier.errors import Conflict
 from notifier.models import OPEN_STATES
-from notifier.storage import audit, ledger, mailings, queue
+from notifier.storage import audit, ledger, mailing_lifecycle, mailings, queue
 from notifier.storage.database import Db, Pool
 from tests.storage.ledger_errors import ledger_errors
 from tests.storage.ledger_scenes import PASTS, stands
@@ -128,7 +128,9 @@ async def test_a_late_result_that_waits_for_a_purge_finds_nothing(db: Pool) -> N
     mailing_id, ids = await running(db, 2)
     await mailings.delete(db, mailing_id)
     await let_a_month_pass(db)
-    assert not await while_held(db, mailings.purge, lambda conn: ledger.append_late(conn, ME, result(0, ids[0])))
+    assert not await while_held(
+        db, mailing_lifecycle.purge, lambda conn: ledger.append_late(conn, ME, result(0, ids[0]))
+    )
     assert not await ledger_errors(db)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from notifier.errors import Conflict, NotFound
 from notifier.models import MessageState
-from notifier.storage import ledger, mailings
+from notifier.storage import ledger, mailing_lifecycle, mailings
 from notifier.storage.database import Connection, Db, Pool
 from tests.storage.ledger_errors import ledger_errors
 from tests.storage.ledger_scenes import PASTS, all_but_unknown, stands
@@ -70,7 +70,7 @@ async def _over(db: Db, mailing_id: int, how: str) -> None:
         await mailings.act(db, mailing_id, "cancel")
     else:
         await db.execute("UPDATE mailings SET ends_at = now() WHERE id = $1", mailing_id)
-        assert await mailings.finish_ended(db) == [mailing_id]
+        assert await mailing_lifecycle.finish_ended(db) == [mailing_id]
 
 
 async def test_what_reads_unknown_in_a_mailing_that_is_over_can_be_resolved_but_not_sent(db: Pool) -> None:
@@ -107,7 +107,7 @@ async def test_what_was_surely_not_sent_is_not_to_be_resolved(db: Pool) -> None:
 
 async def test_again_opens_a_completed_mailing_and_the_message_is_sent(db: Pool) -> None:
     mailing_id, message_id = await all_but_unknown(db)
-    assert await mailings.close(db, mailing_id)
+    assert await mailing_lifecycle.close(db, mailing_id)
 
     await ledger.resolve(db, message_id, "again")
 
@@ -119,7 +119,7 @@ async def test_again_opens_a_completed_mailing_and_the_message_is_sent(db: Pool)
     assert (batch.seq, batch.state, list(batch.ids)) == (3, MessageState.DOUBTFUL, [message_id])
     await record_one(db, report(batch, 1))
     assert (await record_one(db, report(batch), result(batch, message_id))).finished
-    assert await mailings.close(db, mailing_id)
+    assert await mailing_lifecycle.close(db, mailing_id)
     assert not await ledger_errors(db)
 
 

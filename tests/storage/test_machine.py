@@ -27,7 +27,7 @@ from tornado.ioloop import IOLoop
 from notifier.delivery.reclaim import settle
 from notifier.errors import Conflict
 from notifier.models import IN_DOUBT, OPEN_STATES, OVER, MailingStatus, MessageState, OnUnknown, Outcome
-from notifier.storage import audience, mailings, queue, statistics
+from notifier.storage import audience, mailing_lifecycle, mailings, queue, statistics
 from notifier.storage.database import Db, Pool
 from tests.storage.ledger_errors import ledger_errors
 from tests.storage.machine.knowledge import GIVES_UP, HEIR, STEPS, UNDER_WAY, WAIT, ZONES, Seen, look
@@ -216,15 +216,15 @@ class Machine(People, Planning, Replicas):
             for hand in list(self.hands):
                 await self.through(hand, ["accepted"])
             assert not self.hands
-        await mailings.finish_ended(self.db)
-        for mailing_id in await mailings.worked_off(self.db):
-            assert await mailings.close(self.db, mailing_id)
+        await mailing_lifecycle.finish_ended(self.db)
+        for mailing_id in await mailing_lifecycle.worked_off(self.db):
+            assert await mailing_lifecycle.close(self.db, mailing_id)
         await self.check()
         for line in await statistics.of_mailings(self.db, None, 100):
             assert line.status in OVER | {MailingStatus.DRAFT}, f"mailing {line.id} is {line.status}"
             assert not any(line.messages[status] for status in UNDER_WAY), f"mailing {line.id}: {line.messages}"
         await let_a_month_pass(self.db)
-        while await mailings.purge(self.db):
+        while await mailing_lifecycle.purge(self.db):
             pass
         self.seen = await look(self.db)
         assert len(self.seen.shown()) == len(self.seen.mailings)

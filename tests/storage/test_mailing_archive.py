@@ -8,7 +8,7 @@ import pytest
 
 from notifier.errors import IllegalTransition, Stale
 from notifier.models import OVER, MailingStatus
-from notifier.storage import ledger, mailings, queue, statistics
+from notifier.storage import ledger, mailing_lifecycle, mailings, queue, statistics
 from notifier.storage.database import Pool
 from tests.storage.mailing_scenes import STATUSES, finished_mailing
 from tests.storage.scenes import ME, insert_ledger, insert_mailing, result, running
@@ -71,7 +71,7 @@ async def test_an_archived_mailing_that_goes_on_is_back_in_the_lists(db: Pool) -
         mailing_id, [message_id] = await running(db, 1)
         await db.execute("DELETE FROM batches")
         await insert_ledger(db, mailing_id, message_id, ("unknown", "unknown", "timeout"))
-        assert await mailings.close(db, mailing_id)
+        assert await mailing_lifecycle.close(db, mailing_id)
         await mailings.archive(db, mailing_id, True)
         if deleted:
             await mailings.delete(db, mailing_id)

@@ -9,7 +9,7 @@ import pytest
 from chaos.stage import PATIENCE
 from notifier.errors import NotFound
 from notifier.models import OVER
-from notifier.storage import mailings, queue, statistics
+from notifier.storage import mailing_lifecycle, mailings, queue, statistics
 from notifier.storage.database import Connection, Db, Pool
 from tests.storage.ledger_errors import ledger_errors
 from tests.storage.mailing_scenes import STATUSES, finished_mailing
@@ -75,14 +75,14 @@ async def test_a_deleted_mailing_goes_piece_by_piece_and_leaves_nothing(db: Pool
     await db.execute("UPDATE batches SET due_at = due_at + interval '1 hour'")
     before = await rows_left(db)
     deleted = await _sent_and_failed(db)
-    assert await mailings.purge(db) is False
+    assert await mailing_lifecycle.purge(db) is False
     await mailings.delete(db, deleted)
-    assert await mailings.purge(db) is False
+    assert await mailing_lifecycle.purge(db) is False
     assert not await ledger_errors(db)
     await let_a_month_pass(db)
 
     messages = []
-    while await mailings.purge(db):
+    while await mailing_lifecycle.purge(db):
         messages.append(await db.fetchval("SELECT count(*) FROM messages WHERE mailing_id = $1", deleted))
         assert not await ledger_errors(db)
 
@@ -95,12 +95,12 @@ async def test_nothing_is_purged_while_somebody_owns_a_batch(db: Pool) -> None:
     mailing_id, ids, batch = await marked(db, 2, watermark=2)
     await mailings.delete(db, mailing_id)
     await let_a_month_pass(db)
-    assert await mailings.purge(db) is False
+    assert await mailing_lifecycle.purge(db) is False
     await record_one(db, report(batch, 2, old_watermark=2), result(batch, ids[0]))
-    assert await mailings.purge(db) is False
+    assert await mailing_lifecycle.purge(db) is False
     assert (await record_one(db, report(batch, 2, old_watermark=2), result(batch, ids[1]))).finished
-    assert await mailings.purge(db) is True
-    assert await mailings.purge(db) is True
+    assert await mailing_lifecycle.purge(db) is True
+    assert await mailing_lifecycle.purge(db) is True
     assert await rows_left(db) == {}
 
 
@@ -109,9 +109,9 @@ async def test_without_waiting_for_the_owner_rows_are_left_that_belong_to_nothin
     await mailings.delete(db, mailing_id)
     await let_a_month_pass(db)
     async with without(db, {"AND b.owner IS NOT NULL)": "AND false)"}) as changed:
-        await mailings.purge(changed)
+        await mailing_lifecycle.purge(changed)
         await record_one(db, report(batch, 2, old_watermark=2), result(batch, ids[0]))
-        while await mailings.purge(changed):
+        while await mailing_lifecycle.purge(changed):
             pass
     assert await ledger_errors(db) == ["1 ledger rows of no message"]
 
@@ -121,10 +121,10 @@ async def test_two_who_purge_pass_each_other(db: Pool) -> None:
     await mailings.delete(db, first)
     await let_a_month_pass(db)
     async with db.acquire() as conn, conn.transaction():
-        assert await mailings.purge(conn)
-        assert await asyncio.wait_for(mailings.purge(db), PATIENCE) is False
+        assert await mailing_lifecycle.purge(conn)
+        assert await asyncio.wait_for(mailing_lifecycle.purge(db), PATIENCE) is False
         assert second is None
-    while await mailings.purge(db):
+    while await mailing_lifecycle.purge(db):
         pass
     assert await rows_left(db) == {}
 
@@ -175,7 +175,7 @@ async def test_a_restore_that_waits_for_a_purge_finds_it_begun(db: Pool) -> None
     await let_a_month_pass(db)
 
     async def purge(conn: Connection) -> None:
-        await mailings.purge(conn)
+        await mailing_lifecycle.purge(conn)
         await conn.execute("UPDATE mailings SET deleted_at = now()")  # so that only the purge speaks against it
 
     with pytest.raises(NotFound):

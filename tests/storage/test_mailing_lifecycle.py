@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from notifier.storage import audience, mailings, queue
+from notifier.storage import audience, mailing_lifecycle, mailings, queue
 from notifier.storage.database import Pool
 from tests.storage.ledger_errors import ledger_errors
 from tests.storage.mailing_scenes import STATUSES, create
@@ -50,12 +50,12 @@ async def test_what_has_ended_is_finished(db: Pool) -> None:
         ended = await insert_mailing(db, status, ends_in=-0.01)
         await insert_mailing(db, status, ends_in=60)
         alive = status in ("scheduled", "running", "paused")
-        assert await mailings.finish_ended(db) == ([ended] if alive else [])
+        assert await mailing_lifecycle.finish_ended(db) == ([ended] if alive else [])
         mailing = await mailings.get(db, ended)
         assert mailing.status == ("finished" if alive else status)
         assert mailing.status_reason == ("nobody_matched" if alive else None)
         assert (await db.fetchval("SELECT over_at FROM mailings WHERE id = $1", ended) is not None) == alive
-        assert await mailings.finish_ended(db) == []
+        assert await mailing_lifecycle.finish_ended(db) == []
 
 
 async def test_a_mailing_is_closed_when_it_is_planned_and_nothing_is_left(db: Pool) -> None:
@@ -65,12 +65,12 @@ async def test_a_mailing_is_closed_when_it_is_planned_and_nothing_is_left(db: Po
             ids = await insert_messages(db, mailing_id, 1)
             await insert_batch(db, mailing_id, ids, replica=ME if "hand" in left else None)
         ready = status in ("running", "paused") and left == "nothing"
-        assert await mailings.worked_off(db) == ([mailing_id] if ready else [])
-        assert await mailings.close(db, mailing_id) is ready
+        assert await mailing_lifecycle.worked_off(db) == ([mailing_id] if ready else [])
+        assert await mailing_lifecycle.close(db, mailing_id) is ready
         mailing = await mailings.get(db, mailing_id)
         assert (mailing.status, mailing.status_reason) == (("finished", "nobody_matched") if ready else (status, None))
         assert (await db.fetchval("SELECT over_at FROM mailings WHERE id = $1", mailing_id) is not None) == ready
-        assert await mailings.close(db, mailing_id) is False
+        assert await mailing_lifecycle.close(db, mailing_id) is False
 
 
 async def test_a_mailing_to_nobody_says_so(db: Pool) -> None:
@@ -86,7 +86,11 @@ async def test_a_mailing_to_nobody_says_so(db: Pool) -> None:
         if audience_:
             [message_id] = await insert_messages(db, mailing_id, 1)
             await insert_ledger(db, mailing_id, message_id, ("accepted", "sent", None))
-        assert await mailings.close(db, mailing_id) if verb == "close" else await mailings.finish_ended(db)
+        assert (
+            await mailing_lifecycle.close(db, mailing_id)
+            if verb == "close"
+            else await mailing_lifecycle.finish_ended(db)
+        )
         assert (await mailings.get(db, mailing_id)).status_reason == expected
 
 
@@ -102,7 +106,7 @@ async def test_when_it_started_and_finished_is_said_and_is_no_edit(db: Pool) -> 
     assert resumed.started_at == begun.started_at
     assert resumed.updated_at > paused.updated_at > begun.updated_at == mailing.updated_at
     await db.execute("UPDATE mailings SET planned = true")
-    assert await mailings.close(db, mailing.id)
+    assert await mailing_lifecycle.close(db, mailing.id)
     closed = await mailings.get(db, mailing.id)
     assert closed.finished_at is not None
     assert closed.finished_at > closed.updated_at == resumed.updated_at
@@ -113,7 +117,9 @@ async def test_when_it_started_and_finished_is_said_and_is_no_edit(db: Pool) -> 
 async def test_two_replicas_close_a_mailing_once(db: Pool) -> None:
     mailing_id = await insert_mailing(db)
     assert not await while_held(
-        db, lambda conn: mailings.close(conn, mailing_id), lambda conn: mailings.close(conn, mailing_id)
+        db,
+        lambda conn: mailing_lifecycle.close(conn, mailing_id),
+        lambda conn: mailing_lifecycle.close(conn, mailing_id),
     )
 
 
@@ -125,7 +131,7 @@ async def test_the_last_slice_and_the_close_do_not_miss_each_other(db: Pool) -> 
     closed = await while_held(
         db,
         lambda conn: plan_slice(conn, unplanned, 5, 100),
-        lambda conn: mailings.close(conn, mailing.id),
+        lambda conn: mailing_lifecycle.close(conn, mailing.id),
     )
     assert not closed
     assert not await ledger_errors(db)
@@ -135,7 +141,7 @@ async def test_what_is_left_over_at_the_end_expires(db: Pool) -> None:
     mailing_id, ids, batch = await marked(db, 4, watermark=2)
     await record_one(db, report(batch), result(batch, ids[0]))
     await db.execute("UPDATE mailings SET ends_at = now()")
-    assert await mailings.finish_ended(db) == [mailing_id]
+    assert await mailing_lifecycle.finish_ended(db) == [mailing_id]
     assert not await ledger_errors(db)
     assert await queue.claim(db, ME, after=0) == []
     recorded = await record_one(db, report(batch, 4, old_watermark=2), result(batch, ids[1]))
@@ -145,10 +151,10 @@ async def test_what_is_left_over_at_the_end_expires(db: Pool) -> None:
 
 
 async def test_the_next_start_or_end_that_is_ahead(db: Pool) -> None:
-    assert await mailings.seconds_to_next(db) is None
+    assert await mailing_lifecycle.seconds_to_next(db) is None
     for status in ("draft", "finished", "cancelled"):
         await insert_mailing(db, status, starts_in=5, ends_in=9)
-    assert await mailings.seconds_to_next(db) is None
+    assert await mailing_lifecycle.seconds_to_next(db) is None
     for status, starts_in, ends_in, expected in (
         ("paused", -5, 900, 900),
         ("scheduled", 300, 600, 300),
@@ -157,6 +163,6 @@ async def test_the_next_start_or_end_that_is_ahead(db: Pool) -> None:
         ("running", -5, -1, 0),
     ):
         await insert_mailing(db, status, starts_in=starts_in, ends_in=ends_in)
-        seconds = await mailings.seconds_to_next(db)
+        seconds = await mailing_lifecycle.seconds_to_next(db)
         assert seconds is not None
         assert max(0, expected - 2) <= seconds <= expected

@@ -9,7 +9,7 @@ import pytest
 
 from notifier.errors import IllegalTransition, Stale
 from notifier.models import MAILING_TRANSITIONS
-from notifier.storage import audience, mailings
+from notifier.storage import audience, mailing_lifecycle, mailings
 from notifier.storage.database import Connection, Db, Pool
 from tests.storage.ledger_errors import ledger_errors
 from tests.storage.mailing_scenes import STATUSES, create, texts_of
@@ -124,7 +124,7 @@ async def test_a_word_writes_one_row_however_large_the_mailing_is(db: Pool) -> N
             elif verb == "expire":
                 await conn.execute("UPDATE mailings SET ends_at = clock_timestamp() WHERE id = $1", mailing_id)
                 before["mailings"] = before.get("mailings", 0) + 1
-                assert await mailings.finish_ended(conn) == [mailing_id]
+                assert await mailing_lifecycle.finish_ended(conn) == [mailing_id]
             else:
                 await mailings.act(conn, mailing_id, verb)
             assert await _written(conn) == before | {"mailings": before.get("mailings", 0) + 1}

@@ -12,7 +12,7 @@ import pytest
 
 from notifier.errors import Invalid, NotFound
 from notifier.models import Filter, MailingStatus, Window
-from notifier.storage import mailings, statistics
+from notifier.storage import mailing_lifecycle, mailings, statistics
 from notifier.storage.database import Pool
 from tests.conftest import poll_until
 from tests.storage.mailing_scenes import create
@@ -76,7 +76,7 @@ async def test_what_is_not_there_is_not_found(db: Pool) -> None:
     ):
         with pytest.raises(NotFound):
             await call
-    assert await mailings.close(db, 1) is False
+    assert await mailing_lifecycle.close(db, 1) is False
 
 
 async def test_pages_are_newest_first_and_by_status(db: Pool) -> None:

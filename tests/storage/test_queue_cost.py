@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from notifier.storage import queue
+from notifier.storage import queue, recording
 from notifier.storage.database import Db, Pool, transaction
 from tests.storage.scenes import ME, claim_one, insert_mailing, record_one, report
 
@@ -115,7 +115,7 @@ async def test_claim_load_and_record_cost_the_same_however_long_the_queue_is(db:
 
     await record_one(heard, report(batch, 5))  # type: ignore[arg-type]
     batch = await claim_one(db)
-    await queue.record(heard, ME, [report(batch, 5)], [])  # type: ignore[arg-type]
+    await recording.record(heard, ME, [report(batch, 5)], [])  # type: ignore[arg-type]
     plan = await _plan(db, *heard.said)
     assert {node["Index Name"] for node in _scans(plan, "batches", "attempts")} <= {"batches_pkey", "attempts_pkey"}
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100

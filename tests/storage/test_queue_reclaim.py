@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from chaos.stage import PATIENCE
-from notifier.storage import ledger, mailings, queue
+from notifier.storage import ledger, mailing_lifecycle, mailings, queue
 from notifier.storage.database import Db, Pool
 from tests.storage.ledger_errors import ledger_errors
 from tests.storage.races import waiting_for_a_lock, while_held
@@ -115,7 +115,7 @@ async def test_a_purged_mailing_leaves_its_old_owner_nothing_to_write(db: Pool) 
     await mailings.delete(db, mailing_id)
     await record_one(db, report(batch), *(result(batch, id_) for id_ in ids))
     await let_a_month_pass(db)
-    while await mailings.purge(db):
+    while await mailing_lifecycle.purge(db):
         pass
     assert not (await record_one(db, report(batch), result(batch, ids[0]))).owned
     assert not await ledger_errors(db)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from notifier.models import MailingStatus
-from notifier.storage import mailings, queue
+from notifier.storage import mailings, queue, recording
 from notifier.storage.database import Pool
 from tests.storage.ledger_errors import ledger_errors
 from tests.storage.races import leave_out
@@ -49,7 +49,7 @@ async def test_who_lost_one_of_two_batches_records_the_other(db: Pool) -> None:
     _, _, lost = await marked(db, 2, watermark=2)
     await adopt_all(db, PEER)
     _, ids, kept = await marked(db, 2, watermark=2)
-    first, second = await queue.record(
+    first, second = await recording.record(
         db,
         ME,
         [report(lost, 2, old_watermark=2), report(kept, 2, old_watermark=2)],

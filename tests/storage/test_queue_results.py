@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from notifier.models import MessageState
-from notifier.storage import ledger, queue, statistics
+from notifier.storage import ledger, queue, recording, statistics
 from notifier.storage.database import Pool
 from tests.storage.ledger_errors import ledger_errors
 from tests.storage.races import leave_out, while_held
@@ -117,11 +117,11 @@ async def test_batches_of_several_mailings_are_recorded_at_once(db: Pool) -> Non
     for _ in range(3):
         await running(db, 2)
         works.append(await claim_one(db))
-    recorded = await queue.record(db, ME, [report(batch, 2) for batch in works], [])
+    recorded = await recording.record(db, ME, [report(batch, 2) for batch in works], [])
     assert [(row.batch_id, row.watermark) for row in recorded] == [(batch.id, 2) for batch in works]
     reports = [report(batch, 2, old_watermark=2) for batch in works]
     results = [result(batch, id_) for batch in works for id_ in batch.ids]
-    recorded = await queue.record(db, ME, reports, results)
+    recorded = await recording.record(db, ME, reports, results)
     assert all(row.finished and row.written == 2 for row in recorded)
     assert not await ledger_errors(db)
 
@@ -188,7 +188,7 @@ async def test_two_numbers_of_one_message_in_one_record_are_told_apart(db: Pool)
     assert (new.seq, list(new.ids)) == (2, [ids[0]])
     await record_one(db, report(new, 1))
 
-    await queue.record(
+    await recording.record(
         db,
         ME,
         [report(old), report(new)],

@@ -7,7 +7,7 @@ import pytest
 from notifier.models import MailingStatus
 from notifier.storage import ledger, mailings, queue, statistics
 from notifier.storage.database import Db, Pool
-from notifier.storage.queue import BatchReport
+from notifier.storage.recording import BatchReport
 from tests.storage.ledger_errors import ledger_errors
 from tests.storage.races import leave_out
 from tests.storage.scenes import PEER, claim_one, ledger_of, marked, record_one, report, result, running

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from notifier.models import MailingStatus
-from notifier.storage import gateways, installation, mailings
+from notifier.storage import gateways, installation, mailing_lifecycle, mailings
 from notifier.storage.database import Pool
 from notifier.storage.installation import Hold
 from notifier.web.context import GatewayDefaults
@@ -281,7 +281,7 @@ async def test_a_mailing_is_archived_and_everything_of_it_stays_readable(api: Ap
     for verb in ("archive", "unarchive"):
         refused = await api.post(f"{path}/{verb}")
         assert (refused.status, refused.json["type"]) == (409, "urn:notifier:illegal-transition")
-    assert await mailings.close(db, mailing_id)
+    assert await mailing_lifecycle.close(db, mailing_id)
     assert (await api.post(f"{path}/archive", headers={"If-Match": '"9"'})).status == 412
     archived = await api.post(f"{path}/archive", headers={"If-Match": '"1"'})
     assert (archived.status, archived.headers["ETag"]) == (200, '"2"')

@@ -18,7 +18,8 @@ from notifier.models import (
 )
 from notifier.storage import queue
 from notifier.storage.database import Db
-from notifier.storage.queue import BatchReport, Claimed, Loaded, Result
+from notifier.storage.queue import Claimed, Loaded
+from notifier.storage.recording import BatchReport, Result
 
 REPLICAS = (1, 2, 3)
 HEIR = 9

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from notifier import windows
 from notifier.errors import Stale
 from notifier.models import Window
-from notifier.storage import audience, mailings
+from notifier.storage import audience, mailing_lifecycle
 from notifier.storage.database import Db
 from tests.storage.machine.verbs import PICK, verb
 from tests.storage.machine.world import World
@@ -42,23 +42,23 @@ class Planning(World):
 
     @verb(when=lambda self: any(self.some(status=status, ended=True) for status in ("running", "paused")), beside=True)
     async def finish_ended(self, db: Db) -> None:
-        await mailings.finish_ended(db)
+        await mailing_lifecycle.finish_ended(db)
 
     @verb(weight=4, when=lambda self: self.some(status="running", batches=0, planned=True), beside=True)
     async def close(self, db: Db) -> None:
-        for mailing_id in await mailings.worked_off(db):
-            await mailings.close(db, mailing_id)
+        for mailing_id in await mailing_lifecycle.worked_off(db):
+            await mailing_lifecycle.close(db, mailing_id)
 
     @verb(when=lambda self: bool(self.seen.mailings), most=2, pick=PICK)
     async def close_any(self, db: Db, pick: int) -> None:
         mailing_id = self.pick(list(self.seen.mailings), pick)
         mailing = self.seen.mailings[mailing_id]
         done = mailing["status"] in ("running", "paused") and mailing["planned"] and not mailing["batches"]
-        assert await mailings.close(db, mailing_id) == done
+        assert await mailing_lifecycle.close(db, mailing_id) == done
 
     @verb(when=lambda self: self.some(expired=True), beside=True)
     async def purge(self, db: Db) -> None:
-        await mailings.purge(db)
+        await mailing_lifecycle.purge(db)
 
     @verb(weight=3, hours=st.sampled_from([0.4, 0.4, 0.4, 7]))
     async def time_passes(self, db: Db, hours: float) -> None:

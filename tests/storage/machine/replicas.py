@@ -14,7 +14,8 @@ from notifier.delivery.recorder import OWN_ENTRIES, store
 from notifier.models import MailingStatus, MessageState, Outcome, Reason
 from notifier.storage import ledger, queue
 from notifier.storage.database import Db
-from notifier.storage.queue import Claimed, Loaded, Result
+from notifier.storage.queue import Claimed, Loaded
+from notifier.storage.recording import Result
 from tests.storage.machine.knowledge import ANSWERS, HEIR, MAYBE_SENT, REPLICAS, WAIT, Hand, Request
 from tests.storage.machine.verbs import ANSWER, BOOL, PICK, SELDOM, WHO, Effect, verb
 from tests.storage.machine.world import World

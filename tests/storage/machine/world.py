@@ -14,7 +14,8 @@ from notifier.errors import Conflict, NotFound
 from notifier.models import Filter, OnUnknown, Window
 from notifier.storage import mailings, queue
 from notifier.storage.database import Pool
-from notifier.storage.queue import Loaded, Result
+from notifier.storage.queue import Loaded
+from notifier.storage.recording import Result
 from tests.storage.machine.knowledge import HEIR, REPLICAS, Hand, Request, Seen
 from tests.storage.machine.verbs import Effect
 from tests.storage.scenes import AT

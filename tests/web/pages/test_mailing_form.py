@@ -10,7 +10,7 @@ from html import unescape
 import pytest
 
 from notifier.models import Status
-from notifier.storage import mailings, statistics
+from notifier.storage import mailing_lifecycle, statistics
 from notifier.storage.database import Pool
 from notifier.web import schemas
 from notifier.web.pages import words
@@ -24,7 +24,7 @@ async def test_a_mailing_to_nobody_says_so(browser: Browser) -> None:
     db = browser.api.context.db
     mailing_id = await insert_mailing(db)
     await db.execute("UPDATE mailings SET planned = true, status = 'running', over_at = NULL")
-    assert await mailings.close(db, mailing_id)
+    assert await mailing_lifecycle.close(db, mailing_id)
     shown = await browser.get(f"/admin/mailings/{mailing_id}")
     assert "No client matched its filter: nobody was texted." in shown.text
 
