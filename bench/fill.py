@@ -181,7 +181,7 @@ _STATEMENTS = (
     """
     INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state, owner, replica, watermark)
     SELECT %(mailing)s + n, now() - interval '1 minute', start + p, start + last, last - p + 1, 1, 'waiting',
-           CASE WHEN under_way THEN nextval('claims') END, CASE WHEN under_way THEN 1 END,
+           CASE WHEN under_way THEN nextval('owners') END, CASE WHEN under_way THEN 1 END,
            CASE WHEN under_way THEN %(sending)s ELSE 0 END
     FROM generate_series(0, %(count)s - 1) n, generate_series(%(through)s, %(messages)s - 1, %(batch)s) p,
          LATERAL (

@@ -21,6 +21,8 @@ MAX_COUNTED = 50
 
 # Outcomes that count against MAX_COUNTED, and raise the wait; an outage does not, whatever the outcome.
 COUNTED = frozenset({Outcome.DECLINED, Outcome.UNAVAILABLE, Outcome.UNKNOWN, Outcome.INTERRUPTED})
+# After these the gateway's own pause holds a message back, and no backoff.
+HELD_BACK = frozenset({Outcome.THROTTLED, Outcome.MISCONFIGURED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,9 @@ def after(
     counted = history.counted + (outcome in COUNTED and reason is not Reason.OUTAGE)
     if counted >= MAX_COUNTED:
         return Next(given_up, Reason.ATTEMPTS_EXHAUSTED, None)
-    return Next(pending, reason, backoff(counted) if wait is None else wait)
+    if wait is None:
+        wait = 0.0 if outcome in HELD_BACK else backoff(counted)
+    return Next(pending, reason, wait)
 
 
 def after_late(last: MessageState, new: MessageState, *, doubts: int) -> MessageState:

@@ -38,6 +38,14 @@ class Concurrency:
         """Return how many more may be under way."""
         return int(min(self._limits.concurrency, self._ceiling)) - self.inflight
 
+    def expect(self) -> None:
+        """A task was made that will begin a request."""
+        self.starting += 1
+
+    def arrived(self) -> None:
+        """Such a task runs."""
+        self.starting -= 1
+
     def begin(self) -> None:
         """A request starts."""
         self.inflight += 1

@@ -170,28 +170,23 @@ class Feeder:
                 self._db, batch.claimed, keep, list(moved.items()), version=mailing.version
             )
         except Stale:  # an edit, perhaps of the window: what is not staged is loaded again
-            await refresh(self._db, batch)
+            await mailing.refresh(self._db)
             return
         except BaseException:
-            self._held.drop(batch, lost=True)  # whether it was done is unknown, and positions mean nothing without that
+            self._lose(batch)  # whether it was done is unknown, and positions mean nothing without that
             raise
         if is_done:
             batch.keep(keep)
             if not keep:
                 self._held.drop(batch)
         elif not batch.is_releasing:  # else the rest was given back meanwhile, with all that was to be moved
-            self._held.drop(batch, lost=True)
+            self._lose(batch)
+
+    def _lose(self, batch: HeldBatch) -> None:
+        self._held.drop(batch, lost=True)
+        self._line.leave_with(batch)
 
 
 def _closed(batch: HeldBatch, loaded: list[Loaded], now: float) -> list[Loaded]:
     """Return those whose clients may not be texted now (seconds since the epoch)."""
     return [m for m in loaded if not m.recorded and m.phone and not batch.mailing.may_text(m.timezone, now)]
-
-
-async def refresh(db: Db, batch: HeldBatch) -> None:
-    """Read the mailing of a batch again: it was edited or deleted."""
-    settings = await queue.send_settings(db, batch.mailing.id)
-    if settings is None:
-        batch.mailing.expire()
-    else:
-        batch.mailing.update(settings)

@@ -170,7 +170,7 @@ class PendingSend:
     message: Loaded
     position: int
     marked_at: float = 0.0  # monotonic; when its watermark was committed
-    priority: int = 0  # its mailing's, then
+    priority: int = 0  # its mailing's, as of when it was lined up
     is_probe: bool = False  # the one request that an open breaker let through
 
 

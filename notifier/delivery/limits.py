@@ -106,7 +106,7 @@ class Limits:
         self._outdated = False  # ours was refused, and is not the newest
         self.concurrency = concurrency
         self.rate = rate
-        self._tell_signal = tell
+        self._news = tell
         self._changed = changed
         self._state = GatewayState.PAUSED  # until the row was read
         self.breaker = BreakerState.CLOSED
@@ -163,7 +163,7 @@ class Limits:
         """Have the next `poll` take tokens, where only the want of one keeps a message from its start."""
         if self.rate and self.breaker is BreakerState.CLOSED and not self._hungry and not self._is_blocked(now):
             self._hungry = True
-            self._tell_signal.set()
+            self._news.set()
 
     def take(self, now: float) -> Permit | None:
         """Take a permit for one request at ``time.monotonic() == now``, and a token or the probe with it.
@@ -315,7 +315,7 @@ class Limits:
 
     def _tell(self, write: Callable[[], Awaitable[Any]]) -> None:
         self._writes.append(write)
-        self._tell_signal.set()
+        self._news.set()
 
     async def poll(self) -> float:
         """Tell the row what was learnt, read what others learnt, take tokens, try a probe; seconds until the next."""
@@ -325,17 +325,21 @@ class Limits:
         if self._errors:
             errors, self._errors = list(self._errors.values()), {}
             await gateways.note_errors(self._db, self.name, errors)
-        while self._writes:
-            await self._writes[0]()
-            self._writes.pop(0)
+        await self._write()
         await self._read()
         left = self._paused_until - self._clock.latest(time.monotonic())
         wait = min(REFRESH, left + 0.001) if left > 0 else REFRESH
         if self.breaker is not BreakerState.CLOSED and not self.probing:
             wait = min(wait, await self._probe())
         if self._hungry:
+            await self._write()  # a token that was used during the read is charged before the next is taken
             wait = min(wait, await self._lease())
         return wait
+
+    async def _write(self) -> None:
+        while self._writes:
+            await self._writes[0]()
+            self._writes.pop(0)
 
     async def _read(self) -> None:
         asked = time.monotonic()

@@ -50,10 +50,13 @@ class Line:
         return max(self._by_priority, default=0)
 
     def append(self, sends: Sequence[PendingSend], now: float) -> None:
-        """Line up messages whose watermark was committed just now."""
+        """Line up messages of one batch whose watermark was committed just now."""
+        if not sends:
+            return
+        priority = sends[0].batch.mailing.priority
         for send in sends:
-            send.marked_at, send.priority = now, send.batch.mailing.priority
-            self._by_priority.setdefault(send.priority, deque()).append(send)
+            send.marked_at, send.priority = now, priority
+        self._by_priority.setdefault(priority, deque()).extend(sends)
         self._length += len(sends)
 
     def first(self) -> PendingSend:

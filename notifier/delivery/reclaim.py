@@ -8,32 +8,25 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from notifier import policy, telemetry
-from notifier.cluster.detector import FailureDetector
 from notifier.delivery.recorder import REFUSED, store
 from notifier.models import OnUnknown, Outcome, Reason
 from notifier.storage import mailings, queue, recording
-from notifier.storage.database import AWAY, Db, Pool, transaction
+from notifier.storage.database import Db, Pool, transaction
 from notifier.storage.queue import Claimed, Owned
 from notifier.storage.recording import BatchReport, Result
 
 log = structlog.get_logger(__name__)
 
 
-async def reclaim(
-    db: Pool, replica: int, left_behind: Sequence[Owned], detector: FailureDetector, on_unknown: OnUnknown, wait: float
-) -> None:
+async def reclaim(db: Pool, replica: int, left_behind: Sequence[Owned], on_unknown: OnUnknown, wait: float) -> None:
     """Reclaim and settle in one transaction: where nothing can be written the owners stay who they are.
 
-    A database that is full or read-only keeps everybody from progress; so nothing counts as stuck for that.
     ``wait`` is the gateway's timeout in seconds.
     """
     try:
         async with transaction(db) as conn:
             reclaimed = await queue.reclaim(conn, replica, left_behind)
             await settle(conn, replica, reclaimed, on_unknown, wait)
-    except AWAY:
-        detector.forget_batches()
-        raise
     except REFUSED:  # a row of one of them; it is split off by those who need no transaction around it
         reclaimed = await queue.reclaim(db, replica, left_behind)
         for batch in reclaimed:

@@ -14,7 +14,6 @@ from notifier import telemetry
 from notifier.cluster.loops import Signal
 from notifier.delivery.clock import Clock
 from notifier.delivery.concurrency import Concurrency
-from notifier.delivery.feeder import refresh
 from notifier.delivery.held import HeldBatch, HeldBatches, PendingSend
 from notifier.delivery.limits import Limits
 from notifier.delivery.line import Line
@@ -149,19 +148,20 @@ class Recorder:
 
     async def settle(self, recorded: Iterable[Recorded], asked: float) -> None:
         """Act on what a committed record found; ``asked`` is when it was sent (``time.monotonic``)."""
-        now = time.monotonic()
         for row in recorded:
             batch = self._held.get(row.batch_id)
             if batch is None:
                 continue
             if not row.owned or row.finished:
                 self._held.drop(batch, lost=not row.owned)
+                if not row.owned:  # nothing else would take them out, and they take the room of others
+                    self._line.leave_with(batch)
                 if not self._held.has_mailing(batch.mailing.id):
                     self._finished.set()
                 continue
             if row.version != batch.mailing.version:
-                await refresh(self._db, batch)
-            self._line.append(batch.heard(row), now)
+                await batch.mailing.refresh(self._db)
+            self._line.append(batch.heard(row), time.monotonic())
             if row.status is not MailingStatus.RUNNING or row.now >= row.ends_at:
                 self._release(batch, STOPPED_BY.get(row.status, Reason.ENDED))
             elif not self._limits.usable():

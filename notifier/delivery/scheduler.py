@@ -198,7 +198,11 @@ class Scheduler:
         in_hand = self.engine.held if self.engine is not None else ()
         left_behind = self._detector.to_reclaim(self.replica, in_hand, self._timeout + STUCK_AFTER)
         if left_behind:
-            await reclaim(self._db, self.replica, left_behind, self._detector, self._on_unknown, self._timeout)
+            try:
+                await reclaim(self._db, self.replica, left_behind, self._on_unknown, self._timeout)
+            except AWAY:  # a database that is full or read-only keeps everybody from progress: nobody is stuck for that
+                self._detector.forget_batches()
+                raise
             self._look()
         for peer in self._detector.dead() - {self.replica}:
             await replicas.forget(self._db, peer)

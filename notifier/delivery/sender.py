@@ -39,7 +39,6 @@ class StartDecision(Enum):
 
     START = 1
     WAIT = 2
-    FORGET = 3
 
 
 class Sender:
@@ -77,6 +76,8 @@ class Sender:
     async def start(self) -> float:
         """Start as many tasks as messages may be started now; each checks for itself when it really runs."""
         now = time.monotonic()
+        if not self._line.is_open(now):
+            return IDLE
         starting = self._concurrency.starting
         free = min(len(self._line), self._concurrency.free()) - starting
         if free > 0:
@@ -84,7 +85,7 @@ class Sender:
             if not allowed:
                 self._limits.ask_for_tokens(now)
             for _ in range(min(free, allowed - starting)):
-                self._concurrency.starting += 1
+                self._concurrency.expect()
                 task = asyncio.get_running_loop().create_task(self._run())
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -92,7 +93,7 @@ class Sender:
 
     async def _run(self) -> None:
         """Send one message after the other, as long as there is one that may start."""
-        self._concurrency.starting -= 1
+        self._concurrency.arrived()
         while send := self._next(checked_at := time.monotonic()):
             try:
                 await self._deliver(send, checked_at)
@@ -108,21 +109,24 @@ class Sender:
         ``started`` is when it was checked last, so that the ledger says what was judged.
         """
         started_at = datetime.fromtimestamp(self._clock.latest(started), UTC)
-        text, text_version = send.batch.mailing.text, send.batch.mailing.text_version
+        text_version = send.batch.mailing.text_version
         doubts = _doubts(send)
-        identity = self._gateway.identity
+        is_noted = False
         try:
             assert send.message.phone is not None
-            answer = await self._gateway.send(send.message.id, send.message.phone, text)
+            identity = self._gateway.identity
+            answer = await self._gateway.send(send.message.id, send.message.phone, send.batch.mailing.text)
             if doubts and has_it_already(answer):
                 answer = answer._replace(outcome=Outcome.ACCEPTED, reason=Reason.ALREADY_ACCEPTED)
             answer = self._limits.note(
                 answer, send.message.id, started_at, identity, probe=send.is_probe, in_doubt=doubts > 0
             )
+            is_noted = True
         except Exception as error:  # one message's bad luck must not stop the others
             log.exception("sending failed", message_id=send.message.id, mailing_id=send.batch.mailing.id)
             answer = Answer(Outcome.UNKNOWN, Reason.INTERNAL_ERROR, None, type(error).__name__)
-            if send.is_probe:
+        finally:
+            if send.is_probe and not is_noted:
                 self._limits.forget_probe()
         next_ = self._after(answer, send.message, doubts)
         duration_ms = int((time.monotonic() - started) * 1000)
@@ -131,11 +135,8 @@ class Sender:
     def _after(self, answer: Answer, message: Loaded, doubts: int) -> policy.Next:
         if answer.outcome is Outcome.ACCEPTED and answer.reason is None:
             return _SENT
-        wait = answer.retry_after
-        if wait is None and answer.outcome in (Outcome.THROTTLED, Outcome.MISCONFIGURED):
-            wait = 0.0  # the gateway's pause holds it back, not a backoff of its own
         history = policy.History(message.counted, message.declined, doubts)
-        return policy.after(answer.outcome, answer.reason, history, self._on_unknown, wait=wait)
+        return policy.after(answer.outcome, answer.reason, history, self._on_unknown, wait=answer.retry_after)
 
     def _entry(
         self,
@@ -188,8 +189,6 @@ class Sender:
     def _check(self, send: PendingSend, now: float) -> StartDecision | Result:
         """Check everything that could forbid a marked message's start; a `Result` says why it does not start."""
         batch, message = send.batch, send.message
-        if batch.is_lost:
-            return StartDecision.FORGET
         at = self._clock.latest(now)
         if message.phone is None:
             return batch.not_started(message.id, Outcome.SUPPRESSED, Reason.CLIENT_DELETED, at)

@@ -8,6 +8,8 @@ from zoneinfo import ZoneInfo
 import orjson
 
 from notifier import windows
+from notifier.storage import queue
+from notifier.storage.database import Db
 from notifier.storage.queue import SendSettings
 
 
@@ -33,9 +35,13 @@ class MailingSnapshot:
         self.ends_at = settings.ends_at.timestamp()
         self._open.clear()
 
-    def expire(self) -> None:
-        """The mailing was deleted: its version is no longer current."""
-        self.version = -1
+    async def refresh(self, db: Db) -> None:
+        """Read the mailing again: it was edited or deleted. No version is that of a deleted one."""
+        settings = await queue.send_settings(db, self.id)
+        if settings is None:
+            self.version = -1
+        else:
+            self.update(settings)
 
     def may_text(self, zone: str | None, at: float) -> bool:
         """Whether a client of that zone may be texted at ``at``."""

@@ -80,6 +80,8 @@ def _apply(backend: Any, migration: Any) -> None:
     migration.load()
     in_one = bool(migration.use_transactions)
     with backend.transaction() if in_one else nullcontext():
+        if in_one:  # whatever the role has: a migration may look twice at what others change
+            backend.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         backend.execute(unlimited(local=in_one))
         if in_one:
             backend.execute(f"SET LOCAL lock_timeout = '{LOCK_WITHIN}'")

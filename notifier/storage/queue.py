@@ -115,7 +115,7 @@ async def claim(
         ), due AS MATERIALIZED (
             SELECT picked.id FROM turn CROSS JOIN LATERAL ({due}) picked LIMIT $4
         ), claimed AS (
-            UPDATE batches SET owner = (SELECT nextval('claims')), replica = $1
+            UPDATE batches SET owner = (SELECT nextval('owners')), replica = $1
             WHERE id = ANY (ARRAY (SELECT id FROM due))  -- a join may become one of the whole table
             RETURNING batches.*
         )
@@ -296,7 +296,7 @@ async def reclaim(db: Db, replica: int, batches: Sequence[Owned]) -> list[Claime
                 USING (id, owner, watermark, done)
             ORDER BY b.id FOR UPDATE OF b SKIP LOCKED
         )
-        UPDATE batches SET owner = (SELECT nextval('claims')), replica = $1
+        UPDATE batches SET owner = (SELECT nextval('owners')), replica = $1
         FROM left_behind l WHERE batches.id = l.id
         RETURNING batches.*
         """,

@@ -14,6 +14,7 @@ from notifier.cluster.control import ControlConnection
 from notifier.storage import replicas
 from notifier.storage.database import Pool
 from tests.conftest import poll_until
+from tests.delivery.conftest import cut_control_connections
 
 
 @asynccontextmanager
@@ -68,7 +69,7 @@ async def test_a_connection_that_is_cut_is_made_again_and_a_young_one_shows_noth
     number = await registered(db, "one")
     async with a_session(db, number, on_lost=lambda: lost.append(1), on_locks=seen.append) as own:
         await held(own)
-        await db.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        await cut_control_connections(db)
         await poll_until(lambda: lost)
         assert not own.held
         assert seen[-1] is None

@@ -44,3 +44,10 @@ async def test_a_loop_whose_poll_was_cancelled_from_within_is_started_again() ->
     loop.start()
     await poll_until(lambda: polls == 2)
     await loop.stop()
+
+
+def test_a_signal_sets_others_and_stays_set_until_it_is_taken() -> None:
+    other = Signal()
+    signal = Signal(other)
+    signal.set()
+    assert [signal.take(), signal.take(), other.take(), other.take()] == [True, False, True, False]

@@ -23,7 +23,7 @@ from notifier.delivery.scheduler import Scheduler
 from notifier.models import Filter, Mailing, Message, OnUnknown, Status
 from notifier.simulator import Simulator
 from notifier.storage import audience, audit, mailings, messages, replicas, statistics
-from notifier.storage.database import Pool, create_pool
+from notifier.storage.database import Db, Pool, create_pool
 from notifier.storage.installation import Hold
 from tests.conftest import poll_until
 
@@ -40,6 +40,17 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come after hundredths of a second instead of seconds."""
     monkeypatch.setattr(policy, "BASE", 0.05)
     monkeypatch.setattr(policy, "CAP", 0.2)
+
+
+async def cut_control_connections(db: Db) -> None:
+    """Terminate whoever holds an advisory lock in this database; other tests have theirs in the same server."""
+    await db.execute(
+        """
+        SELECT pg_terminate_backend(l.pid)
+        FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+        WHERE l.locktype = 'advisory' AND l.pid <> pg_backend_pid()
+        """
+    )
 
 
 REPLICA: ContextVar[int | None] = ContextVar("REPLICA", default=None)

@@ -12,7 +12,7 @@ from notifier.delivery import feeder, reclaim, scheduler
 from notifier.models import OnUnknown
 from notifier.storage import queue, recording, replicas
 from tests.conftest import poll_until
-from tests.delivery.conftest import World
+from tests.delivery.conftest import World, cut_control_connections
 from tests.delivery.scenes import running
 
 
@@ -244,9 +244,7 @@ async def test_a_lost_control_connection_is_told_before_others_can_see_a_death_i
     async with world.db.acquire() as connection:
 
         async def taken_away() -> bool:
-            await connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
-            )
+            await cut_control_connections(connection)
             return await replicas.lock(connection, replica.replica)
 
         await poll_until(taken_away)

@@ -13,6 +13,7 @@ from notifier.delivery import gateway, limits, snapshot
 from notifier.models import MailingStatus, Outcome
 from notifier.storage import queue, recording
 from notifier.storage.installation import Hold
+from tests.conftest import poll_until
 from tests.delivery.conftest import World
 from tests.delivery.scenes import FIRST, hours_from_now, started
 
@@ -166,3 +167,36 @@ async def test_an_error_in_the_last_look_holds_up_nobody_else(world: World, monk
     mailing = await world.mailing()
     await world.until(mailing, sent=3, waiting=1)
     assert (await world.messages(mailing))[0].reason == "internal_error"
+
+
+async def test_messages_of_a_lost_batch_leave_the_line(world: World) -> None:
+    """Others have reclaimed what is lined up, while a pause forbids every start: nothing else would take them out."""
+    engine = await world.marked(40)
+    assert await queue.reclaim(world.db, 999, await queue.owned(world.db))
+
+    async def told() -> bool:
+        await engine.recorder.poll()
+        return not engine.held
+
+    await poll_until(told)
+    assert len(engine.line) == 0
+
+
+async def test_a_probe_that_ends_without_an_answer_may_be_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails is ours: what an answer teaches."""
+    engine = await world.marked(1)
+    forgotten: list[int] = []
+    (send,) = engine.line.leave_older(float("inf"))
+    engine.line.append([send], monotonic())
+    monkeypatch.setattr(limits.Limits, "take", lambda *_: limits.Permit.PROBE)
+    monkeypatch.setattr(limits.Limits, "forget_probe", lambda _: forgotten.append(1))
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(limits.Limits, "note", fails)
+    await started(engine)
+    assert forgotten == [1]
+    assert [result.reason for _, result in engine.outbox.take()] == ["internal_error"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -13,7 +13,7 @@ import pytest
 from notifier.errors import NotifierError
 from notifier.models import Status
 from notifier.simulator import Simulator
-from notifier.storage import audit, mailings, migrations, statistics
+from notifier.storage import audit, mailings, migrations, replicas, statistics
 from notifier.storage.database import create_pool
 from tests.conftest import poll_until
 from tests.delivery.conftest import World
@@ -48,16 +48,35 @@ def beating(dsn: str) -> Iterator[None]:
         thread.join()
 
 
-def test_while_a_replica_of_the_older_version_runs_its_columns_keep_their_names(old_dsn: str) -> None:
-    with beating(old_dsn), pytest.raises(NotifierError, match=r"replica-of-0\.1\.0:1.*stop"):
+@contextmanager
+def locked(dsn: str) -> Iterator[None]:
+    """Hold the lock of the old replica as one does that was stopped: its heart does not beat."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s, id) FROM replicas", [replicas.LOCKS])
+        yield
+
+
+@pytest.mark.parametrize(
+    ("alive", "isolation"), [(beating, "read committed"), (beating, "repeatable read"), (locked, "read committed")]
+)
+def test_while_a_replica_of_the_older_version_runs_its_columns_keep_their_names(
+    old_dsn: str, alive: Callable[[str], AbstractContextManager[None]], isolation: str
+) -> None:
+    """Whatever isolation the role has: under `repeatable read` two looks at a counter would see the same."""
+    with psycopg.connect(old_dsn, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
+    with alive(old_dsn), pytest.raises(NotifierError, match=r"replica-of-0\.1\.0:1.*stop"):
         migrations.migrate(old_dsn)
     with psycopg.connect(old_dsn) as connection:
         connection.execute("SELECT standing, mark, late FROM batches")
-    assert "0009.words" in migrations.migrate(old_dsn)
+        connection.execute("SELECT nextval('claims')")
 
 
 async def test_mailings_that_version_0_1_0_was_killed_in_are_finished(old_dsn: str, simulator: Simulator) -> None:
-    migrations.migrate(old_dsn)
+    assert "0009.words" in migrations.migrate(old_dsn)
+    with pytest.raises(psycopg.errors.UndefinedTable), psycopg.connect(old_dsn) as connection:
+        connection.execute("SELECT nextval('claims')")  # so that an old replica that is started now claims nothing
     db = await create_pool(old_dsn, size=10, application_name="test")
     world = World(db, old_dsn, simulator)
     await world.replica()

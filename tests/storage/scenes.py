@@ -107,7 +107,7 @@ async def insert_batch(
         INSERT INTO batches (mailing_id, due_at, first_id, last_id, size, seq, state, owner, replica, watermark, done,
                              ids)
         VALUES ($1, now() + $2 * interval '1 second', $3, $4, $5, $6, $7::text::message_state,
-                CASE WHEN $8::int IS NOT NULL THEN nextval('claims') END, $8, $9, $10,
+                CASE WHEN $8::int IS NOT NULL THEN nextval('owners') END, $8, $9, $10,
                 $11)
         RETURNING id
         """,

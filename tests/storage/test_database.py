@@ -157,7 +157,10 @@ async def test_whatever_a_terminated_session_raises_means_away_and_the_pool_reco
                 raised.append(error)
 
     async def kill_until_seen() -> bool:
-        await killer.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'victim'")
+        await killer.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'victim'"
+            " AND datname = current_database()"
+        )
         return len(raised) >= 50
 
     killer = await asyncpg.connect(dsn)
