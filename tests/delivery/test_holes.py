@@ -88,60 +88,62 @@ HOLES: dict[str, Hole] = {
         _marked_when_loaded,
         test_starting.test_nothing_starts_before_its_watermark_is_committed,
     ),
-    "the window is looked at again before the request": Hole(
+    "the window is checked again before the request": Hole(
         sender.Sender,
         "_check",
         _whatever_was_checked,
         test_starting.test_a_last_look_before_each_start,
         {"closed": "window"},
     ),
-    "the end is looked at again before the request": Hole(
+    "the end is checked again before the request": Hole(
         sender.Sender,
         "_check",
         _whatever_was_checked,
         test_starting.test_a_last_look_before_each_start,
         {"closed": "end"},
     ),
-    "who was stopped starts nothing": Hole(line, "FRESH", math.inf, test_starting.test_a_stale_record_starts_nothing),
+    "a process that was stopped starts nothing": Hole(
+        line, "FRESH", math.inf, test_starting.test_a_stale_record_starts_nothing
+    ),
     "what was started is finished before the rest is given back": Hole(
         engine.Engine,
         "is_idle",
         lambda _: True,
         test_reclaim.test_stop_finishes_what_is_in_flight_and_gives_the_rest_back,
     ),
-    "a result that comes late is appended": Hole(
+    "a late result is appended": Hole(
         recorder.Recorder, "_append_late", _forget_the_late, test_reclaim.test_a_late_acceptance_cancels_the_retry
     ),
     "the ledger is dense": Hole(ledger, "_write", _two_ahead, test_reclaim.test_a_late_acceptance_cancels_the_retry),
-    "in doubt, and hold: never again by itself": Hole(
+    "with hold a message in doubt is not sent again by itself": Hole(
         policy,
         "after",
         _again_and_again,
         test_outcomes.test_hold_never_sends_again_by_itself_and_an_operator_decides,
     ),
-    "in doubt when hold begins: never again by itself": Hole(
+    "a message in doubt when hold begins is not sent again by itself": Hole(
         queue, "load", _let_go, test_outcomes.test_a_change_to_hold_holds_what_is_queued_in_doubt
     ),
     "only the probe closes the breaker": Hole(
         limits.Limits, "note", _whoever_answers, test_limits.test_only_the_probes_answer_closes_an_open_breaker
     ),
     "late use of a token is charged": Hole(limits, "SLOW", 0.0, test_limits.test_at_a_low_rate_lateness_is_charged),
-    "who was cut off judges nobody": Hole(
+    "a replica that was cut off judges no other": Hole(
         detector.FailureDetector,
         "observe",
         _no_pause_between_observations,
         test_detector.test_who_was_cut_off_knows_nothing_and_watches_anew,
     ),
-    "a free lock counts at the second look": Hole(
+    "a free lock counts only at the second check": Hole(
         detector, "FREE_FOR", 0.0, test_detector.test_whose_lock_is_free_at_two_looks_is_dead
     ),
-    "a lock counts only for who hears itself": Hole(
+    "a lock counts only after the own notification came back": Hole(
         control.ControlConnection,
         "held",
         property(_always_trusted),
         test_control.test_who_does_not_hear_itself_does_not_say_that_it_holds_a_lock,
     ),
-    "a young connection shows nothing": Hole(
+    "locks seen over a connection younger than 5 s do not count": Hole(
         control,
         "TRUSTED_AFTER",
         0.0,
