@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Recorder(config.getoption("--results")))
 
 
-@pytest.hookimpl(trylast=True)  # when everybody has set their watermarks
+@pytest.hookimpl(trylast=True)  # when every plugin has set its marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     phase = config.getoption("--phase")
     if phase == "again":
