@@ -1,7 +1,7 @@
 """The control connection of a replica: it LISTENs to what others changed, and its lock says that this replica lives.
 
 The lock goes with the connection, so a kill -9 frees it at once, long before the heartbeat is missed. It is a hint that
-makes reclaiming faster, and nothing relies on it: behind a pooler in transaction mode a connection is nobody's own. A
+makes reclaiming faster, and nothing relies on it: behind a pooler in transaction mode sessions are shared. A
 replica says that it holds its lock only after it has received, over this very connection, a notification that it sent
 itself over another.
 """
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 # Seconds between two checks of the others' locks.
 CHECK = 0.35
-# Until the lock is free that the connection before held (seconds): well under the time after which it tells.
+# Seconds between two tries while the server still holds the lock for our connection before: well under FREE_FOR.
 AGAIN = 0.1
 # A connection that is younger (seconds) shows nothing: a restart of the database frees all locks at once, and their
 # holders need a moment to come back.

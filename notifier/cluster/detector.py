@@ -30,7 +30,7 @@ class FailureDetector:
         self._over: dict[tuple[int, int], float] = {}  # (batch, owner) → seen with its mailing over since
         self._last = 0.0
         self._free: dict[int, float] = {}  # replica → its lock is free since
-        self._doubted: set[int] = set()  # those whose heart beats without their lock
+        self._doubted: set[int] = set()  # those whose heartbeat goes on without their lock
         self._locks_seen = 0.0
 
     def observe(self, beats: dict[int, int], owned: list[Owned], now: float) -> None:
@@ -40,7 +40,7 @@ class FailureDetector:
         old, before, self._last = self._beats, self._last, now
         for peer, since in list(self._free.items()):
             if before >= since and beats.get(peer) != old.get(peer, (None,))[0]:
-                self._doubted.add(peer)  # its heart beats without its lock: that says nothing until it is held again
+                self._doubted.add(peer)  # its heartbeat goes on: a free lock says nothing until it is held again
                 del self._free[peer]
         self._beats = {peer: old[peer] if old.get(peer, (None,))[0] == n else (n, now) for peer, n in beats.items()}
         keys = {(batch.id, batch.owner): batch for batch in owned}
@@ -70,7 +70,7 @@ class FailureDetector:
     def is_leader(self, me: int) -> bool:
         """Whether ``me`` is the living replica with the lowest number: the one that does what one should do.
 
-        For some seconds two may find so of themselves, or nobody: what a leader does must bear to be done twice.
+        For some seconds two may find so of themselves, or nobody: what a leader does must be harmless when done twice.
         """
         return me == min(self._beats.keys() - self.dead(), default=None)
 
@@ -79,8 +79,8 @@ class FailureDetector:
         SETTLED_AFTER seconds after the end, and those of ``me`` that it does not have ``in_hand``: the answer to its
         claim was lost.
 
-        An owner who is not on the list may just have registered, or was struck off it while it was stopped and comes
-        back with its next beat; so its batches are looked at for as long as a heart may stand still.
+        An owner without a row may just have registered, or its row was removed while it was stopped and comes back with
+        its next heartbeat; so its batches are reclaimed only after DEAD_AFTER seconds without progress.
         """
         dead = self.dead() - {me}
         found = []

@@ -1,4 +1,4 @@
-"""How many requests may be under way at once: the gateway's limit, less while the event loop is late."""
+"""How many requests may be under way at once: the gateway's limit, less while the event loop lags."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 
 from notifier.delivery.limits import Limits
 
-# How late the loop may be on the average because of what waits in it: so many seconds or, if that is more, such a part
-# of the time the gateway takes, up to so many seconds. With one that answers at once all that is in flight waits in
-# the loop, and more of it only makes the API slow; with a slow one many are needed, and come in bursts (decision 0005).
+# The lag that is allowed on the average: LAGGING seconds or, if that is more, LAGGING_PART of the time that the gateway
+# takes, at most LAGGING_MOST seconds. With a gateway that answers at once all requests wait in the loop, and more of
+# them only make the API slow; a slow one needs many requests, and its answers come in bursts (decision 0005).
 LAGGING, LAGGING_PART, LAGGING_MOST = 0.005, 0.3, 0.030
-# How much of what the loop is late for leaves, or of the room there is comes, with each measurement.
+# Part of the difference between allowed and measured by which each measurement changes the limit.
 GAIN = 0.1
 FEWEST = 8
 # Seconds over which starts are counted for the rate.

@@ -1,4 +1,4 @@
-"""What a replica runs for one gateway: feeder → recorder → sender → recorder, wired and in no other place."""
+"""What a replica runs for one gateway: feeder → recorder → sender → recorder, and the signals between them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from notifier.storage.database import Pool
 TICK = 0.01
 """Seconds between two measurements of the event loop's lag, while batches are in hand."""
 NO_WORK = 0.25
-"""Seconds until it is seen that there are some."""
+"""Seconds until the next check while no batch is in hand."""
 
 
 class Engine:

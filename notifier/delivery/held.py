@@ -55,7 +55,7 @@ class HeldBatch:
 
     @property
     def unloaded(self) -> int:
-        """How many ids nobody has looked at yet."""
+        """How many ids are not loaded yet; none of a batch that is given back."""
         return 0 if self.is_releasing else len(self.claimed.ids) - self.loaded
 
     @property
@@ -65,7 +65,7 @@ class HeldBatch:
 
     @property
     def wants_record(self) -> bool:
-        """Whether the next record has something to say that none before has said."""
+        """Whether it is to be given back, and no record has reported that yet."""
         return self.is_releasing and not self._release_reported
 
     # the feeder's

@@ -78,7 +78,7 @@ class Limits:
     """The limits of one gateway; ``concurrency`` and ``rate`` are the settings' until the row says otherwise.
 
     ``identity`` gives that of the address and token in use: a refusal stops the gateway for all replicas only when it
-    was made with the newest one. ``tell`` is set when there is something to tell or to ask the gateway's row, and
+    was made with the newest one. ``tell`` is set when the gateway's row is to be written or read,
     ``changed`` when something may start that could not before.
     """
 
@@ -101,8 +101,8 @@ class Limits:
         self._settings = (concurrency, rate)
         self._timeout = timeout
         self._identity = identity
-        self._announced: str | None = None  # the identity that this replica has told the others
-        self._newest: str | None = None  # and the one that was told last
+        self._announced: str | None = None  # the identity that this replica has written to the row
+        self._newest: str | None = None  # and the one that was written last, by whichever replica
         self._outdated = False  # ours was refused, and is not the newest
         self.concurrency = concurrency
         self.rate = rate
@@ -122,7 +122,7 @@ class Limits:
         self._hungry = False  # a start was refused for want of a token
         self._failures = 0
         self._refusal: str | None = None  # what the last refusals have in common
-        self._refused: set[object] = set()  # and whom they were about
+        self._refused: set[object] = set()  # and which messages or requests they were about
         self._throttled = False
         self._writes: list[Callable[[], Awaitable[Any]]] = []
         self._errors: dict[tuple[object, ...], dict[str, Any]] = {}
@@ -318,7 +318,7 @@ class Limits:
         self._news.set()
 
     async def poll(self) -> float:
-        """Tell the row what was learnt, read what others learnt, take tokens, try a probe; seconds until the next."""
+        """Write what was learnt into the row, read it, take tokens, try a probe; seconds until the next."""
         if (identity := self._identity()) != self._announced:
             await gateways.identify(self._db, self.name, identity)
             self._announced, self._outdated = identity, False

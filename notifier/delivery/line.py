@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 
 from notifier.delivery.held import HeldBatch, PendingSend
 
-# Every so many starts the lowest priority has its turn: what is marked must not lie until it counts as stuck.
+# Every so many starts the lowest priority has its turn: a marked message must not wait until its batch counts as stuck.
 LOWEST_TURN = 10
 # A process whose last committed record is older (seconds) starts nothing: it may have been stopped, and its batches
 # reclaimed.
 FRESH = 1.0
-# What a record may take on a busy loop (seconds): so much must be lined up when the next watermark is asked for.
+# Seconds that a record may take on a busy loop: starts for so long must be in line when a watermark is asked for.
 RECORD = 0.04
 
 
 class Line:
     """Messages whose watermark is committed; highest priority first, each tenth time the lowest.
 
-    It is open for `FRESH` seconds after each committed record, since each tells whether the batches are still ours.
+    It is open for `FRESH` seconds after each committed record, since it shows whether the batches are still ours.
     Times are of the monotonic clock.
     """
 

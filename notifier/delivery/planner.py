@@ -18,11 +18,11 @@ from notifier.storage.database import Db
 # The first slice is small, so that the first message leaves soon; the others are as large as a lock of a mailing's row
 # for about a tenth of a second allows.
 FIRST, NEXT = 500, 5_000
-# And it looks so many times for somebody in it, before the others have their turn.
+# Tries to find a client for the first slice before other mailings have their turn.
 LOOKS = 10
 # Ids taken at once; what a slice leaves is for the next one, of whatever mailing.
 BLOCK = 20_000
-# Somebody else plans the same mailing, or it was changed: look again after so many seconds.
+# Somebody else plans the same mailing, or it was changed: try again after so many seconds.
 STALE = 0.05
 
 

@@ -1,4 +1,4 @@
-"""Batches of dead or stuck replicas: this one takes them over, and writes what can be known of their messages."""
+"""Reclaims batches of dead replicas and stuck batches, and writes what can be known of their messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def reclaim(db: Pool, replica: int, left_behind: Sequence[Owned], on_unkno
         async with transaction(db) as conn:
             reclaimed = await queue.reclaim(conn, replica, left_behind)
             await settle(conn, replica, reclaimed, on_unknown, wait)
-    except REFUSED:  # a row of one of them; it is split off by those who need no transaction around it
+    except REFUSED:  # a single row; `store` splits it off, outside a transaction, which an error would end
         reclaimed = await queue.reclaim(db, replica, left_behind)
         for batch in reclaimed:
             await settle(db, replica, [batch], on_unknown, wait, write=store)

@@ -1,4 +1,4 @@
-"""Results → one statement: what happened and the leave to go on are committed together."""
+"""Commits results and watermarks together, in one statement, and acts on what it returns."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STOPPED_BY = {MailingStatus.PAUSED: Reason.PAUSED, MailingStatus.CANCELLED: Reas
 LINED_UP = 10.0
 # Seconds until the next check while nothing is in hand.
 IDLE = 1.0
-# Entries of our own: that something was not started is no news once whoever reclaimed its batch has written a row.
+# Entries without a request. They are not appended late: whoever reclaimed the batch has settled these messages.
 OWN_ENTRIES = frozenset({Outcome.NOT_STARTED, Outcome.SUPPRESSED})
 # What PostgreSQL, or the driver on its behalf, refuses for good because of a single row: its values, a trigger of the
 # owner's, a limit, a damaged index. Everything else is about the whole database, and the same flush may do later.
@@ -248,10 +248,11 @@ class Recorder:
 
 
 async def store(db: Db, replica: int, reports: Sequence[BatchReport], results: Sequence[Result]) -> list[Recorded]:
-    """`storage.recording.record`, whatever PostgreSQL thinks of single values.
+    """`storage.recording.record`, also where PostgreSQL refuses single values.
 
-    A row that came in between makes the statement run again with a younger snapshot. A row that is refused bisects
-    the flush, so that the rest is recorded; the culprit is recorded as unknown, or not at all where that is refused.
+    A row that came in between makes the statement run again with a younger snapshot. For a row that is refused
+    the flush is bisected, so that the rest is recorded; its message becomes unknown, or nothing is
+    written of it where that is refused too.
     """
     try:
         return await recording.record(db, replica, reports, results)

@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 BEAT = 2.0  # seconds between heartbeats
 # Owned batches without progress for the gateway's timeout and this (seconds) are stuck, whoever owns them.
 STUCK_AFTER = 15.0
-# The net under all signals and timers (seconds).
+# Seconds after which a loop polls at the latest, should a signal have been missed.
 NET = 1.0
 # Seconds between two checks of a database that is released.
 RELEASED = 30.0
@@ -126,7 +126,7 @@ class Scheduler:
         self._loops.start(self.engine.loops())
 
     def wake(self) -> None:
-        """Something was created or changed: look at once."""
+        """Something was created or changed: poll at once."""
         for signal in (self._lifecycle_signal, self._planner_signal, self._hold_signal):
             signal.set()
         if self.engine is not None:
@@ -191,7 +191,7 @@ class Scheduler:
         return NET if seconds is None else min(NET, seconds + 0.001)
 
     async def _heartbeat(self) -> float:
-        """Say that this replica lives, and reclaim the batches of those that do not say so."""
+        """Write the heartbeat, and reclaim the batches of dead replicas and stuck batches."""
         assert self._control is not None
         beats = await replicas.beat(self._db, self.replica, self._name, session=self._control.held)
         self._detector.observe(beats, await queue.owned(self._db), time.monotonic())

@@ -1,6 +1,7 @@
 """Starts marked messages, and turns what the gateway answers into ledger entries.
 
-`Sender._deliver` is a message's way, step by step. No database connection is held while a request is under way.
+`Sender._check` and `Sender._deliver` are its part of a message's way. No database connection is held while a request is
+under way.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class StartDecision(Enum):
 
 
 class Sender:
-    """Sends what stands in the line, through one gateway.
+    """Sends the messages of the line, through one gateway.
 
     ``more`` is set when the line runs dry: more must be loaded and marked. ``urgent`` is set when the line has nothing
     left of a priority: what waits for its watermark may be more urgent than the rest.
@@ -122,7 +123,7 @@ class Sender:
                 answer, send.message.id, started_at, identity, probe=send.is_probe, in_doubt=doubts > 0
             )
             is_noted = True
-        except Exception as error:  # one message's bad luck must not stop the others
+        except Exception as error:  # an error with one message must not stop the others
             log.exception("sending failed", message_id=send.message.id, mailing_id=send.batch.mailing.id)
             answer = Answer(Outcome.UNKNOWN, Reason.INTERNAL_ERROR, None, type(error).__name__)
         finally:
@@ -168,7 +169,7 @@ class Sender:
             send = self._line.first()
             try:
                 decision = self._check(send, now)
-            except Exception:  # one message's bad luck must not stop the others
+            except Exception:  # an error with one message must not stop the others
                 log.exception("cannot be started", message_id=send.message.id, mailing_id=send.batch.mailing.id)
                 at = self._clock.latest(now)
                 due_at = policy.due_at(self._clock.now(), AFTER_BUG)
@@ -193,15 +194,15 @@ class Sender:
         if message.phone is None:
             return batch.not_started(message.id, Outcome.SUPPRESSED, Reason.CLIENT_DELETED, at)
         held = self._on_unknown is OnUnknown.HOLD and batch.claimed.state is MessageState.DOUBTFUL
-        if held and not message.let_go:  # it was queued under another policy
+        if held and not message.let_go:  # it was queued before hold was set
             return batch.not_started(message.id, Outcome.NOT_STARTED, Reason.HELD, at)
         due_at = batch.claimed.due_at
         if at >= batch.mailing.ends_at:
             return batch.not_started(message.id, Outcome.NOT_STARTED, Reason.ENDED, at, due_at)
         if not batch.mailing.may_text(message.timezone, at):
-            # Due at once: the feeder says when, under the mailing's lock, so that no edit of the window is missed.
+            # Due at once: the feeder reschedules it, under the mailing's lock, so that no edit of the window is missed.
             return batch.not_started(message.id, Outcome.NOT_STARTED, Reason.WINDOW, at, due_at)
-        # Open by the latest the database's clock may show, but not by the earliest: in a moment it is.
+        # Open by the latest time that the database's clock may show, but not by the earliest: in a moment it is open.
         if not batch.mailing.may_text(message.timezone, self._clock.earliest(now)):
             return StartDecision.WAIT
         permit = self._limits.take(now)
