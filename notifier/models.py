@@ -67,9 +67,9 @@ class StatusReason(StrEnum):
 
 
 class MessageState(StrEnum):
-    """What the ledger and the counters say of a message (the PostgreSQL type ``state``).
+    """What the ledger and the counters say of a message (the PostgreSQL type ``message_state``).
 
-    It is the status after the message's last ledger row; a message without a row stands in ``waiting``.
+    It is the status after the message's last ledger row; a message without a row is ``waiting``.
     ``retrying`` was surely not sent yet, ``doubtful`` may have been. Both are shown as ``retrying`` while the mailing
     is not over.
     """
@@ -243,7 +243,7 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"  # somebody cancelled the mailing, or deleted it while it was not over
     RELEASED = "released"  # the replica shut down before the request was started
     CLIENT_DELETED = "client_deleted"
-    LATE = "late"  # a true result that came after a take-over had written another row; the detail names its reason
+    LATE = "late"  # a result that came after the batch was reclaimed; the detail names its reason
     OPERATOR = "operator"  # somebody decided about an unknown one
     HELD = "held"  # in doubt when the policy became `hold`: not sent again
 
