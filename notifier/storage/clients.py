@@ -8,7 +8,7 @@ import asyncpg
 import orjson
 
 from notifier import phones
-from notifier.errors import NotFound, PhoneTaken, Stale
+from notifier.errors import Code, NotFound, PhoneTaken, Stale
 from notifier.models import INT64_MAX, Client
 from notifier.storage.database import Connection, Db, transaction
 
@@ -91,7 +91,7 @@ async def get(db: Db, client_id: int) -> Client:
     """Return a client. Raises ``NotFound``."""
     row = await db.fetchrow(_SELECT + "WHERE id = $1", client_id)
     if row is None:
-        raise NotFound(f"There is no client {client_id}.")
+        raise NotFound(Code.NO_CLIENT, id=client_id)
     return Client(**row)
 
 

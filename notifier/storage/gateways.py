@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from notifier.errors import NotFound, Stale
+from notifier.errors import Code, NotFound, Stale
 from notifier.models import BreakerState, GatewayState
 from notifier.storage.database import Db, transaction
 from notifier.storage.mailings import CHANNEL
@@ -72,7 +72,7 @@ async def get(db: Db, name: str) -> Gateway:
     """The gateway of that name; raises NotFound."""
     row = await db.fetchrow("SELECT *, clock_timestamp() AS now FROM gateways WHERE name = $1", name)
     if row is None:
-        raise NotFound(f"There is no gateway {name!r}.")
+        raise NotFound(Code.NO_GATEWAY, name=name)
     return _gateway(row)
 
 
@@ -84,7 +84,7 @@ async def names(db: Db) -> list[str]:
 async def _locked(conn: Db, name: str, if_match: int | None) -> Gateway:
     row = await conn.fetchrow("SELECT *, clock_timestamp() AS now FROM gateways WHERE name = $1 FOR UPDATE", name)
     if row is None:
-        raise NotFound(f"There is no gateway {name!r}.")
+        raise NotFound(Code.NO_GATEWAY, name=name)
     if if_match is not None and if_match != row["version"]:
         raise Stale
     return _gateway(row)

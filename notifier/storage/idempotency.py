@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from notifier.errors import Conflict, Invalid, Problem
+from notifier.errors import Code, Conflict, Invalid, Problem
 from notifier.storage.database import Connection, Db, Pool, transaction
 
 WAIT = 3.0
@@ -49,7 +49,7 @@ async def once(
                 await _keep(connection, key, body, answer)
                 return answer, False
         if time.monotonic() >= deadline:
-            raise Conflict("The first request with this Idempotency-Key is still under way.")
+            raise Conflict(Code.FIRST_UNDER_WAY)
         await asyncio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -69,7 +69,7 @@ async def _look(connection: Connection, key: bytes, body: bytes) -> tuple[Answer
     if row is None:
         return None, ours
     if row["body"] != body:
-        raise Invalid([Problem("", "this Idempotency-Key was used with another body; take a new key")])
+        raise Invalid([Problem("", Code.KEY_USED)])
     return Answer(row["status"], row["headers"], row["answer"]), ours
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import asyncpg
 
 from notifier import policy
-from notifier.errors import Conflict, NotFound
+from notifier.errors import Code, Conflict, NotFound
 from notifier.models import IN_DOUBT, MAX_IN_DOUBT, OPEN_STATES, OVER, MailingStatus, MessageState, Outcome, Reason
 from notifier.storage.database import Db, transaction
 from notifier.storage.literals import listed
@@ -95,7 +95,7 @@ async def append_late(db: Db, replica: int, result: Result) -> bool:
                 return True
         except asyncpg.UniqueViolationError:
             continue
-    raise Conflict(f"Message {result.message_id} changes faster than it can be written.")
+    raise Conflict(Code.CHANGES_TOO_FAST, id=result.message_id)
 
 
 Decision = Literal["sent", "failed", "again"]
@@ -111,13 +111,13 @@ async def resolve(db: Db, message_id: int, decision: Decision) -> None:
             async with transaction(db) as conn:
                 head = await _lock(conn, message_id)
                 if head is None or head.deleted:
-                    raise NotFound(f"There is no message {message_id}.")
+                    raise NotFound(Code.NO_MESSAGE, id=message_id)
                 over = head.status in OVER
                 doubtful = over and head.state is MessageState.DOUBTFUL and not head.marked
                 if head.state is not MessageState.UNKNOWN and not doubtful:
-                    raise Conflict("Only a message that is unknown can be resolved.")
+                    raise Conflict(Code.MESSAGE_NOT_UNKNOWN)
                 if decision == "again" and (head.status is MailingStatus.CANCELLED or head.ends_at <= head.now):
-                    raise Conflict("The mailing is over; the message cannot be sent again.")
+                    raise Conflict(Code.TOO_LATE_TO_SEND)
                 state = {"sent": MessageState.SENT, "failed": MessageState.FAILED, "again": MessageState.DOUBTFUL}[
                     decision
                 ]
@@ -141,7 +141,7 @@ async def resolve(db: Db, message_id: int, decision: Decision) -> None:
                 return
         except asyncpg.UniqueViolationError:
             continue
-    raise Conflict(f"Message {message_id} changes faster than it can be written.")
+    raise Conflict(Code.CHANGES_TOO_FAST, id=message_id)
 
 
 class _Head:

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 
 from notifier import policy
-from notifier.errors import Conflict, IllegalTransition, Invalid, NotFound, Problem, Stale
+from notifier.errors import Code, Conflict, IllegalTransition, Invalid, NotFound, Problem, Stale
 from notifier.models import INT64_MAX, MAILING_TRANSITIONS, OVER, Filter, Mailing, MailingStatus, Status, Window
 from notifier.storage.database import Db, transaction
 
@@ -125,9 +125,9 @@ async def create(
 
 def _check_times(starts_at: datetime, ends_at: datetime, now: datetime) -> None:
     if ends_at <= now:
-        raise Invalid([Problem("/ends_at", "lies in the past: the mailing would be over already")])
+        raise Invalid([Problem("/ends_at", Code.ENDS_IN_THE_PAST)])
     if ends_at <= starts_at:
-        raise Invalid([Problem("/ends_at", "must be after starts_at")])
+        raise Invalid([Problem("/ends_at", Code.ENDS_BEFORE_START)])
 
 
 async def _announce(conn: Db) -> None:
@@ -138,7 +138,7 @@ async def get(db: Db, mailing_id: int) -> Mailing:
     """The mailing; NotFound also when it was deleted."""
     row = await db.fetchrow(_SELECT + " AND m.id = $1", mailing_id)
     if row is None:
-        raise NotFound(f"There is no mailing {mailing_id}.")
+        raise NotFound(Code.NO_MAILING, id=mailing_id)
     return _mailing(row)
 
 
@@ -148,7 +148,7 @@ async def get_deleted(db: Db, mailing_id: int) -> Mailing:
         _READ + "WHERE m.id = $1 AND m.deleted_at > now() - $2 * interval '1 second'", mailing_id, KEEP_DELETED
     )
     if row is None:
-        raise NotFound(f"There is no deleted mailing {mailing_id}.")
+        raise NotFound(Code.NO_DELETED_MAILING, id=mailing_id)
     return _mailing(row)
 
 
@@ -223,7 +223,7 @@ async def _locked(conn: Db, mailing_id: int, if_match: int | None) -> tuple[Mail
         "SELECT version, horizon FROM mailings WHERE id = $1 AND deleted_at IS NULL FOR UPDATE", mailing_id
     )
     if row is None:
-        raise NotFound(f"There is no mailing {mailing_id}.")
+        raise NotFound(Code.NO_MAILING, id=mailing_id)
     if if_match is not None and if_match != row["version"]:
         raise Stale
     return await get(conn, mailing_id), row["horizon"] is not None
@@ -238,10 +238,10 @@ async def edit(db: Db, mailing_id: int, changes: dict[str, Any], *, if_match: in
     async with transaction(db) as conn:
         mailing, begun = await _locked(conn, mailing_id, if_match)
         if mailing.status in OVER:
-            raise Conflict(f"The mailing is {mailing.status}; nothing can be changed any more.")
+            raise Conflict(Code.MAILING_OVER, status=mailing.status)
         fixed = [key for key in ("filter", "starts_at") if key in changes] if begun else []
         if fixed:
-            raise Conflict(f"The mailing has started; {' and '.join(fixed)} cannot be changed any more.")
+            raise Conflict(Code.MAILING_STARTED, fields=" and ".join(fixed))
         if not changes:
             return await get(conn, mailing_id)
         starts_at = changes.get("starts_at", mailing.starts_at)
@@ -306,9 +306,9 @@ async def act(db: Db, mailing_id: int, verb: str, *, if_match: int | None = None
         mailing, begun = await _locked(conn, mailing_id, if_match)
         sources, target = MAILING_TRANSITIONS["resume_unbegun" if verb == "resume" and not begun else verb]
         if mailing.status not in sources:
-            raise IllegalTransition(f"A mailing that is {mailing.status} cannot {verb}.")
+            raise IllegalTransition(Code.STATUS_FORBIDS, status=mailing.status, verb=verb)
         if verb in ("start", "resume") and mailing.ends_at <= await conn.fetchval("SELECT now()"):
-            raise IllegalTransition(f"The mailing is over; it cannot {verb}.")
+            raise IllegalTransition(Code.END_HAS_COME, verb=verb)
         await conn.execute(
             """
             UPDATE mailings
@@ -331,7 +331,7 @@ async def archive(db: Db, mailing_id: int, archived: bool, *, if_match: int | No
     async with transaction(db) as conn:
         mailing, _ = await _locked(conn, mailing_id, if_match)
         if mailing.status not in OVER:
-            raise IllegalTransition(f"Only a mailing that is over is archived; this one is {mailing.status}.")
+            raise IllegalTransition(Code.NOT_OVER, status=mailing.status)
         if (mailing.archived_at is not None) == archived:
             return mailing
         await conn.execute(
@@ -371,7 +371,7 @@ async def restore(db: Db, mailing_id: int, *, if_match: int | None = None) -> Ma
     async with transaction(db) as conn:
         row = await conn.fetchrow("SELECT version, deleted_at FROM mailings WHERE id = $1 FOR UPDATE", mailing_id)
         if row is None:
-            raise NotFound(f"There is no mailing {mailing_id}.")
+            raise NotFound(Code.NO_MAILING, id=mailing_id)
         if if_match is not None and if_match != row["version"]:
             raise Stale
         if row["deleted_at"] is not None:
@@ -386,7 +386,7 @@ async def restore(db: Db, mailing_id: int, *, if_match: int | None = None) -> Ma
                 KEEP_DELETED,
             )
             if restored is None:
-                raise NotFound(f"Mailing {mailing_id} was deleted too long ago; its messages are gone.")
+                raise NotFound(Code.MAILING_PURGED, id=mailing_id)
         return await get(conn, mailing_id)
 
 

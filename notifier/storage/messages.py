@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 import asyncpg
 
-from notifier.errors import Invalid, NotFound, Problem
+from notifier.errors import Code, Invalid, NotFound, Problem
 from notifier.models import (
     INT64_MAX,
     OPEN_STATES,
@@ -44,7 +44,7 @@ async def get(db: Db, message_id: int) -> Message:
     """
     for message in await _described(db, [message_id], timeline=True):
         return message
-    raise NotFound(f"There is no message {message_id}.")
+    raise NotFound(Code.NO_MESSAGE, id=message_id)
 
 
 async def started_last(db: Db, mailing_id: int, limit: int) -> list[Message]:
@@ -78,7 +78,7 @@ async def of_mailing(
     _check(cursor, CURSOR_SIZES[status] if status else {1})
     name = await db.fetchval("SELECT status FROM mailings WHERE id = $1 AND deleted_at IS NULL", mailing_id)
     if name is None:
-        raise NotFound(f"There is no mailing {mailing_id}.")
+        raise NotFound(Code.NO_MAILING, id=mailing_id)
     if status is None:
         ids, following = await message_lists.everything(db, mailing_id, cursor or (INT64_MAX,), limit)
     elif status is Status.SENT:
@@ -124,7 +124,7 @@ async def of_client(db: Db, client_id: int, cursor: Cursor | None, limit: int) -
         """,
         client_id,
     ):
-        raise NotFound(f"There is no client {client_id}.")
+        raise NotFound(Code.NO_CLIENT, id=client_id)
     page = rows[:limit]
     following = (page[-1]["mailing_id"],) if len(rows) > limit else None
     return await _described(db, [row["id"] for row in page]), following
@@ -132,13 +132,7 @@ async def of_client(db: Db, client_id: int, cursor: Cursor | None, limit: int) -
 
 def _check(cursor: Cursor | None, sizes: set[int]) -> None:
     if cursor is not None and (len(cursor) not in sizes or not all(0 <= part <= INT64_MAX for part in cursor)):
-        raise Invalid(
-            [
-                Problem(
-                    "cursor", "is no cursor of this list: take next_cursor of the page before as it is", parameter=True
-                )
-            ]
-        )
+        raise Invalid([Problem("cursor", Code.CURSOR_ELSEWHERE, parameter=True)])
 
 
 async def _described(db: Db, ids: Sequence[int], *, timeline: bool = False) -> list[Message]:

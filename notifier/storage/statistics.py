@@ -13,7 +13,7 @@ from enum import StrEnum
 
 import asyncpg
 
-from notifier.errors import NotFound
+from notifier.errors import Code, NotFound
 from notifier.models import INT64_MAX, MailingStatus, MessageState, Status, status_of
 from notifier.storage.database import Db
 
@@ -165,7 +165,7 @@ async def of_mailing(db: Db, mailing_id: int, step: Step = Step.MINUTE) -> Stati
         SERIES_POINTS * SECONDS[step] // RATE_SECONDS,
     )
     if row is None:
-        raise NotFound(f"There is no mailing {mailing_id}.")
+        raise NotFound(Code.NO_MAILING, id=mailing_id)
     messages = _messages(MailingStatus(row["status"]), row["audience"], row["counters"], row["sending"])
     return Statistics(
         audience=row["audience"],

@@ -43,7 +43,7 @@ def path_value(name: str, text: str) -> Any:
     if not (name == "id" or name.endswith("_id")):
         return text
     if not re.fullmatch(r"[1-9][0-9]{0,18}", text) or int(text) > INT64_MAX:
-        raise errors.NotFound(f"{text[:40]!r} is no id: ids are integers from 1 to {INT64_MAX}.")
+        raise errors.NotFound(errors.Code.NO_ID, text=text[:40], most=INT64_MAX)
     return int(text)
 
 
@@ -251,7 +251,7 @@ class NotFound(Base):
     def prepare(self) -> None:
         self._check_host()
         if self.request.path.startswith("/api/") and self.request.path.endswith("/"):
-            raise errors.NotFound("There is nothing at this address; there may be without the slash at its end.")
+            raise errors.NotFound(errors.Code.NO_ADDRESS_WITH_SLASH)
         raise tornado.web.HTTPError(404)
 
 

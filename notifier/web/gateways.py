@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from notifier import hosts
-from notifier.errors import NotFound
+from notifier.errors import Code, NotFound
 from notifier.models import BreakerState, GatewayState
 from notifier.storage import gateways
 from notifier.web import schemas
@@ -72,7 +72,7 @@ class GatewayHandler(Handler):
         await super().prepare()
         name = self.path_kwargs.get("name", "")
         if "\0" in name:  # which PostgreSQL would not even compare
-            raise NotFound(f"There is no gateway {name!r}.")
+            raise NotFound(Code.NO_GATEWAY, name=name)
 
     def answer_gateway(self, gateway: gateways.Gateway) -> None:
         """Answer with the gateway as it is shown."""

@@ -11,6 +11,8 @@ from notifier import errors
 from notifier.storage.database import AWAY, DISTURBED
 from notifier.web import schemas
 from notifier.web.budgets import FAILURES_MAX, Busy
+from notifier.web.sentences import detail as detail_of
+from notifier.web.sentences import sentence
 
 
 class BadRequest(errors.NotifierError):
@@ -96,16 +98,18 @@ def problem_of(error: BaseException | None, status: int = 500) -> dict[str, Any]
                 "type": f"urn:notifier:{kind}",
                 "title": title,
                 "status": code,
-                "detail": str(error),
+                "detail": sentence(error),
             }
+            if isinstance(error, errors.DomainError):
+                problem["code"] = error.code
             if isinstance(error, errors.PhoneTaken):
                 problem["client_id"] = error.client_id
             if isinstance(error, errors.Invalid):
                 problem["errors"] = [
-                    {"parameter" if each.parameter else "pointer": each.at, "detail": each.detail}
+                    {"parameter" if each.parameter else "pointer": each.at, "detail": detail_of(each.detail)}
                     for each in error.problems
                 ]
-                named = [f"{each.at or 'the body'}: {each.detail}" for each in error.problems[:IN_DETAIL]]
+                named = [f"{each.at or 'the body'}: {detail_of(each.detail)}" for each in error.problems[:IN_DETAIL]]
                 more = len(error.problems) - len(named)
                 problem["detail"] = "; ".join(named) + (f"; and {more} more" if more else "")
             return problem

@@ -75,7 +75,7 @@ async def test_one_at_a_time_and_free_after_a_crash(db: Pool, monkeypatch: pytes
         await doomed.execute("SELECT pg_advisory_xact_lock($1)", int.from_bytes(KEY[:8], signed=True))
         with monkeypatch.context() as patch:
             patch.setattr(idempotency, "WAIT", 0.1)
-            with pytest.raises(Conflict, match="still under way"):
+            with pytest.raises(Conflict, match="first_under_way"):
                 await idempotency.once(db, KEY, BODY, never)
         doomed.terminate()
     assert await idempotency.once(db, KEY, BODY, answered) == (ANSWER, False)

@@ -268,7 +268,7 @@ async def test_a_message_that_never_holds_still_is_given_up(db: Pool, monkeypatc
         raise asyncpg.UniqueViolationError("somebody was faster")
 
     monkeypatch.setattr(ledger, "_lock", race)
-    with pytest.raises(Conflict, match="changes faster"):
+    with pytest.raises(Conflict, match="changes_too_fast"):
         await ledger.append_late(db, ME, result(0, 1))
-    with pytest.raises(Conflict, match="changes faster"):
+    with pytest.raises(Conflict, match="changes_too_fast"):
         await ledger.resolve(db, 1, "sent")

@@ -59,7 +59,7 @@ async def test_nothing_else_can_be_resolved(db: Pool) -> None:
         _, message_id = await stands(db, past)
         before = await ledger_of(db, message_id)
         for decision in ("sent", "failed", "again"):
-            with pytest.raises(Conflict, match="Only a message that is unknown"):
+            with pytest.raises(Conflict, match="message_not_unknown"):
                 await ledger.resolve(db, message_id, decision)
         assert await ledger_of(db, message_id) == before
         assert not await ledger_errors(db)
@@ -78,7 +78,7 @@ async def test_what_reads_unknown_in_a_mailing_that_is_over_can_be_resolved_but_
         for decision in ("sent", "failed"):
             mailing_id, message_id = await stands(db, past)
             await _over(db, mailing_id, how)
-            with pytest.raises(Conflict, match="is over"):
+            with pytest.raises(Conflict, match="too_late_to_send"):
                 await ledger.resolve(db, message_id, "again")
             await ledger.resolve(db, message_id, "sent" if decision == "sent" else "failed")
             assert (await ledger_of(db, message_id))[-1][2] == decision

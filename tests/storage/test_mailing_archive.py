@@ -19,7 +19,7 @@ async def test_what_is_over_is_archived_and_back(db: Pool) -> None:
         mailing_id = await insert_mailing(db, status, over_for=5 if status in OVER else None)
         if status not in OVER:
             for archived in (True, False):
-                with pytest.raises(IllegalTransition, match=f"this one is {status}"):
+                with pytest.raises(IllegalTransition, match=f"not_over status={status}"):
                     await mailings.archive(db, mailing_id, archived)
             continue
         with pytest.raises(Stale):

@@ -32,7 +32,7 @@ async def test_every_verb_from_every_status(db: Pool) -> None:
             over_at = await db.fetchval("SELECT over_at FROM mailings WHERE id = $1", mailing_id)
             assert (over_at is not None) == (verb == "cancel")
         else:
-            with pytest.raises(IllegalTransition, match=f"{status} cannot {verb}"):
+            with pytest.raises(IllegalTransition, match=f"status={status} verb={verb}"):
                 await mailings.act(db, mailing_id, verb)
             assert await mailings.get(db, mailing_id) == before
 
@@ -65,7 +65,7 @@ async def test_resume_leads_back_to_where_the_pause_came_from(db: Pool) -> None:
 async def test_nothing_goes_on_after_the_end(db: Pool) -> None:
     for status, verb in (("draft", "start"), ("paused", "resume")):
         mailing_id = await insert_mailing(db, status, ends_in=-1)
-        with pytest.raises(IllegalTransition, match="is over"):
+        with pytest.raises(IllegalTransition, match="end_has_come"):
             await mailings.act(db, mailing_id, verb)
         assert (await mailings.act(db, mailing_id, "cancel")).status == "cancelled"
 

@@ -50,7 +50,12 @@ async def test_without_a_start_it_starts_now_by_the_databases_clock(db: Pool) ->
 
 @pytest.mark.parametrize(
     ("starts_in", "ends_in", "message"),
-    [(None, -1, "over already"), (-60, -30, "over already"), (60, 60, "after starts_at"), (60, 30, "after starts_at")],
+    [
+        (None, -1, "ends_in_the_past"),
+        (-60, -30, "ends_in_the_past"),
+        (60, 60, "ends_before_start"),
+        (60, 30, "ends_before_start"),
+    ],
 )
 async def test_times_that_cannot_be_are_refused(
     db: Pool, starts_in: float | None, ends_in: float, message: str

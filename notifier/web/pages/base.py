@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
-from notifier.errors import NotFound, Stale
+from notifier.errors import Code, NotFound, Stale
 from notifier.storage import idempotency, sessions
 from notifier.storage.database import AWAY, Connection
 from notifier.web.addresses import as_in_origin
@@ -323,4 +323,4 @@ class Nowhere(Page):
     """What answers under /admin/ where there is no page."""
 
     async def get(self, path: str = "") -> None:
-        raise NotFound("There is no page at this address.")
+        raise NotFound(Code.NO_PAGE)

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 from notifier.errors import Invalid
 from notifier.web import schemas
+from notifier.web.sentences import detail
 
 TOLD = 5
 """Errors told of one field: a list of a thousand tags has room for more than anybody reads."""
@@ -49,7 +50,7 @@ class Form:
             name = next((fields[p] for p in fields if pointer == p or pointer.startswith(f"{p}/")), None)
             name = name or pointer.partition("/")[0]
             if len(self.errors.get(name, ())) < TOLD:
-                self.refuse(name, _sentence(problem.detail, _member(body, pointer)))
+                self.refuse(name, _sentence(detail(problem.detail), _member(body, pointer)))
 
     def check(self, schema: type[schemas.Strict], fields: Mapping[str, str], body: dict[str, Any]) -> dict[str, Any]:
         """Return what the schema makes of the body. Raises ``Invalid``, with the form's errors filled in.

@@ -16,6 +16,7 @@ from notifier.web.pages.base import Page
 from notifier.web.pages.forms import Form, as_text, changes, read_time, several, show_time
 from notifier.web.pages.progress import progress_of
 from notifier.web.pages.words import title_of
+from notifier.web.sentences import sentence
 
 FIELDS = (
     "name", "text", "audience", "operator_codes", "tags",
@@ -183,7 +184,7 @@ class EditMailing(MailingPage):
         except Stale:
             await self._show_conflict(await mailings.get(self.db, mailing_id), form)
         except Conflict as error:
-            form.refuse("", str(error))
+            form.refuse("", sentence(error))
             mailing = await mailings.get(self.db, mailing_id)
             self.set_status(409)
             await self.show_form(form, mailing=mailing)

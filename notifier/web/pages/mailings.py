@@ -15,6 +15,7 @@ from notifier.web.pages.forms import Form
 from notifier.web.pages.mailing_form import FIELDS, POINTERS, MailingPage
 from notifier.web.pages.progress import Progress, progress_of
 from notifier.web.pages.words import title_of
+from notifier.web.sentences import sentence
 
 PAGE, MESSAGES = 20, 25
 LIVE = (MailingStatus.SCHEDULED, MailingStatus.RUNNING, MailingStatus.PAUSED)
@@ -227,7 +228,7 @@ class MailingAction(MailingPage):
             self.go(f"/admin/mailings/{mailing_id}/start", "The draft was changed meanwhile: look again.", wrong=True)
             return
         except Conflict as error:
-            self.go(f"/admin/mailings/{mailing_id}", str(error), wrong=True)
+            self.go(f"/admin/mailings/{mailing_id}", sentence(error), wrong=True)
             return
         self.wake()
         self.go(f"/admin/mailings/{mailing_id}", DONE[verb].format(title_of(mailing)))

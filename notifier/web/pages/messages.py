@@ -9,6 +9,7 @@ from notifier.web import schemas
 from notifier.web.pages.base import Page
 from notifier.web.pages.progress import OPEN
 from notifier.web.pages.words import title_of
+from notifier.web.sentences import sentence
 
 DONE = {
     "sent": "The message counts as sent.",
@@ -41,7 +42,7 @@ class ResolveMessage(Page):
         try:
             await ledger.resolve(self.db, message_id, body["decision"])
         except Conflict as error:
-            self.go(path, str(error), wrong=True)
+            self.go(path, sentence(error), wrong=True)
             return
         self.wake()
         self.go(path, DONE[body["decision"]])

@@ -79,3 +79,6 @@ class ProblemOut(Schema):
     request_id = fields.String(required=True)
     errors = fields.List(fields.Nested(FieldErrorOut))
     client_id = fields.Integer(metadata={"description": "Who has the phone, in a 409 for one."})
+    code = fields.String(
+        metadata={"description": "In a 404 and 409 what is wrong, as a word that stays when the sentence changes."}
+    )
