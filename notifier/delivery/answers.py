@@ -106,7 +106,7 @@ def _contradicts_itself(body: bytes) -> bool:
 
 
 def _readable(body: bytes) -> bytes:
-    """The body without a byte order watermark and unpacked, up to twice, as far as it can be."""
+    """The body without a byte order mark and unpacked, up to twice, as far as it can be."""
     for _ in range(2):
         unpacked = next((each for each in map(_unpacked, [body] * len(_PACKED), _PACKED) if each), None)
         if unpacked is None:
@@ -273,14 +273,16 @@ _TELLING = 7  # digits of a phone in sequence that tell whose it is
 
 def without_phone(answer: Answer, phone: int) -> Answer:
     """The answer without the digits of ``phone``, however they are separated: no seven in sequence are left."""
-    text, digits = answer.detail or "", str(phone)
+    if answer.detail is None:
+        return answer
+    text, digits = answer.detail, str(phone)
     parts = {digits[at : at + _TELLING] for at in range(max(1, len(digits) - _TELLING + 1))}
     while True:  # what is left and right of a span may be a part of the phone again
         at = [place for place, each in enumerate(text) if each.isdecimal()]
         said = "".join(text[place] for place in at)
         found = [(said.find(part), len(part)) for part in parts if part in said]
         if not found:
-            return answer._replace(detail=text) if answer.detail else answer
+            return answer._replace(detail=text)
         start, length = min(found)
         while said[start : start + length + 1] in digits and start + length < len(said):
             length += 1
