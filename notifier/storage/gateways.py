@@ -280,11 +280,13 @@ async def take_tokens(db: Db, name: str, rate: float, burst: float, wanted: int)
         WITH filled AS (
             SELECT name, least($3, tokens + $2 * greatest(0, extract(epoch FROM clock_timestamp() - tokens_at))) AS n
             FROM gateways WHERE name = $1 FOR UPDATE
+        ), given AS (
+            SELECT name, n, greatest(0, least($4, floor(n))) AS taken FROM filled  -- lateness may have made a debt
         )
         UPDATE gateways g
-        SET tokens = f.n - least($4, floor(f.n)), tokens_at = clock_timestamp()
-        FROM filled f WHERE g.name = f.name
-        RETURNING least($4, floor(f.n))::int, greatest(0, 1 - g.tokens) / $2
+        SET tokens = given.n - given.taken, tokens_at = clock_timestamp()
+        FROM given WHERE g.name = given.name
+        RETURNING given.taken::int, greatest(0, 1 - g.tokens) / $2
         """,
         name,
         rate,

@@ -228,3 +228,13 @@ async def test_without_the_lock_tokens_are_taken_twice(db: Pool) -> None:
         replace={"WHERE name = $1 FOR UPDATE": "WHERE name = $1"},
     )
     assert taken == 7
+
+
+async def test_a_debt_of_lateness_is_paid_before_a_token_is_given(db: Pool) -> None:
+    """A token that was used late is charged at once: the bucket is below zero until it has filled again."""
+    await db.execute("UPDATE gateways SET tokens = 1, tokens_at = clock_timestamp()")
+    assert (await gateways.take_tokens(db, "default", 0.001, 1.0, 1))[0] == 1
+    await gateways.charge(db, "default", 0.5)
+    taken, wait = await gateways.take_tokens(db, "default", 0.001, 1.0, 1)
+    assert taken == 0
+    assert wait == pytest.approx(1_500, abs=10)  # a token and a half at 0.001 a second
