@@ -139,7 +139,10 @@ def steps(hold: float = 10.0, step: float = 600.0, clients: int = 4_000) -> Figu
         assert numbers.keys() == {"sent", "expired"}, numbers
         unharmed(stage, figures, clients + 2 * 50 + numbers["sent"])
         failed = [event for replica in stage.replicas for event in replica.events() if event["level"] == "error"]
-        assert not failed, failed[0]
+        # PostgreSQL's timeouts go by the clock that steps: ahead, they cut off what is under way at that moment.
+        cut = [event for event in failed if event.get("status") == 503]
+        assert len(cut) <= 2 * len(stage.replicas), f"{len(cut)} calls were cut off by two steps ahead"
+        assert failed == cut, next(event for event in failed if event not in cut)
         figures.notes.append(f"{numbers['sent']} sent before the end came early, {numbers['expired']} expired")
         return figures
 
