@@ -89,50 +89,18 @@ class MessageState(StrEnum):
 OPEN_STATES = frozenset({MessageState.WAITING, MessageState.RETRYING, MessageState.DOUBTFUL})
 
 
+# What an attempt, or a late result, may make of a message that is not settled.
+_ATTEMPTED = frozenset(
+    {MessageState.RETRYING, MessageState.DOUBTFUL, MessageState.SENT, MessageState.FAILED, MessageState.UNKNOWN}
+)
 # state → the states that the next row of the ledger may lead to; every row is one such step, and the audit checks each.
 # A row may leave the state as it is: something was tried, or not started, and the message goes on as before.
 MESSAGE_TRANSITIONS: dict[MessageState, frozenset[MessageState]] = {
-    MessageState.WAITING: frozenset(
-        {
-            MessageState.WAITING,
-            MessageState.RETRYING,
-            MessageState.DOUBTFUL,
-            MessageState.SENT,
-            MessageState.FAILED,
-            MessageState.SUPPRESSED,
-            MessageState.UNKNOWN,
-        }
-    ),
-    MessageState.RETRYING: frozenset(
-        {
-            MessageState.RETRYING,
-            MessageState.DOUBTFUL,
-            MessageState.SENT,
-            MessageState.FAILED,
-            MessageState.SUPPRESSED,
-            MessageState.UNKNOWN,
-        }
-    ),
+    MessageState.WAITING: _ATTEMPTED | {MessageState.WAITING, MessageState.SUPPRESSED},
+    MessageState.RETRYING: _ATTEMPTED | {MessageState.SUPPRESSED},
     # A late result may settle the doubt: surely not sent. Only 0.1.0 suppressed what was in doubt.
-    MessageState.DOUBTFUL: frozenset(
-        {
-            MessageState.RETRYING,
-            MessageState.DOUBTFUL,
-            MessageState.SENT,
-            MessageState.FAILED,
-            MessageState.SUPPRESSED,
-            MessageState.UNKNOWN,
-        }
-    ),
-    MessageState.UNKNOWN: frozenset(
-        {
-            MessageState.RETRYING,
-            MessageState.DOUBTFUL,
-            MessageState.SENT,
-            MessageState.FAILED,
-            MessageState.UNKNOWN,
-        }
-    ),
+    MessageState.DOUBTFUL: _ATTEMPTED | {MessageState.SUPPRESSED},
+    MessageState.UNKNOWN: _ATTEMPTED,
     # Only an acceptance overrules what was final; what is sent stays sent.
     MessageState.FAILED: frozenset({MessageState.FAILED, MessageState.SENT}),
     MessageState.SUPPRESSED: frozenset({MessageState.SUPPRESSED, MessageState.SENT}),
