@@ -170,8 +170,6 @@ class Limits:
 
         None: nothing may start now.
         """
-        if not self.rate and self.breaker is BreakerState.CLOSED and not self._is_blocked(now):
-            return Permit.ORDINARY
         if not self.allowance(now):
             self.ask_for_tokens(now)
             return None
