@@ -6,11 +6,32 @@ from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 from notifier.delivery.engine import Engine
-from notifier.models import Window
+from notifier.models import MessageState, Window
+from notifier.storage.queue import BATCH_SIZE, Claimed, SendSettings
 from tests.conftest import poll_until
 from tests.delivery.conftest import World
 
 FIRST = 79000000001
+
+
+def claimed(batch_id: int, mailing_id: int, *, priority: int = 0, seq: int = 1, size: int = BATCH_SIZE) -> Claimed:
+    """Return a batch of a mailing without hours, as a claim gives it; nobody has looked at it yet."""
+    now = datetime.now(UTC)
+    return Claimed(
+        id=batch_id,
+        owner=batch_id,
+        mailing_id=mailing_id,
+        due_at=now,
+        seq=seq,
+        state=MessageState.WAITING if seq == 1 else MessageState.RETRYING,
+        ids=range(size),
+        watermark=0,
+        done=0,
+        foreign_rows=0,
+        send_settings=SendSettings(
+            version=1, priority=priority, window=None, text="Hi", text_version=1, ends_at=now + timedelta(hours=1)
+        ),
+    )
 
 
 def only_first(do: dict[str, Any], **match: Any) -> dict[str, Any]:

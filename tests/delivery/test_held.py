@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -10,14 +10,14 @@ import pytest
 
 from notifier.delivery import recorder
 from notifier.delivery.held import CHUNK, HeldBatches
-from notifier.models import MailingStatus, MessageState
+from notifier.models import MailingStatus
 from notifier.storage import queue, recording
-from notifier.storage.queue import BATCH_SIZE, Claimed, Loaded, SendSettings
+from notifier.storage.queue import BATCH_SIZE, Loaded
 from notifier.storage.recording import Recorded
 from tests.delivery.conftest import World
+from tests.delivery.scenes import claimed
 
 NOW = datetime.now(UTC)
-SETTINGS = SendSettings(version=1, priority=0, window=None, text="Hi", text_version=1, ends_at=NOW + timedelta(hours=1))
 
 
 @pytest.fixture
@@ -25,25 +25,10 @@ def held() -> HeldBatches:
     return HeldBatches(ZoneInfo("UTC"))
 
 
-def claimed(held: HeldBatches, mailing_id: int, *, priority: int = 0, seq: int = 1, size: int = BATCH_SIZE) -> int:
+def hold(held: HeldBatches, mailing_id: int, **given: int) -> int:
     """Take a batch in hand that nobody has looked at yet; return its number."""
     batch_id = max((batch.id for batch in held), default=0) + 1
-    held.add(
-        Claimed(
-            id=batch_id,
-            owner=batch_id,
-            mailing_id=mailing_id,
-            due_at=NOW,
-            seq=seq,
-            state=MessageState.WAITING if seq == 1 else MessageState.RETRYING,
-            ids=range(size),
-            watermark=0,
-            done=0,
-            foreign_rows=0,
-            send_settings=SETTINGS._replace(priority=priority),
-        )
-    )
-    return batch_id
+    return held.add(claimed(batch_id, mailing_id, **given)).id
 
 
 def loaded(held: HeldBatches, room: int) -> list[tuple[int, int]]:
@@ -56,18 +41,18 @@ def loaded(held: HeldBatches, room: int) -> list[tuple[int, int]]:
 
 
 def test_one_batch_of_a_mailing_is_loaded_after_the_other(held: HeldBatches) -> None:
-    first, second = claimed(held, 1), claimed(held, 1)
+    first, second = hold(held, 1), hold(held, 1)
     assert loaded(held, 400) == [(first, 400)]
     assert loaded(held, 300) == [(first, 100), (second, 200)]
 
 
 def test_retries_of_a_mailing_come_before_its_first_tries(held: HeldBatches) -> None:
-    first, retry = claimed(held, 1), claimed(held, 1, seq=2, size=5)
+    first, retry = hold(held, 1), hold(held, 1, seq=2, size=5)
     assert loaded(held, 50) == [(retry, 5), (first, 45)]
 
 
 def test_mailings_take_turns_and_share_the_room(held: HeldBatches) -> None:
-    first, second = claimed(held, 1), claimed(held, 2)
+    first, second = hold(held, 1), hold(held, 2)
     assert loaded(held, 30) == [(first, 30)]
     assert loaded(held, 30) == [(second, 30)]
     assert loaded(held, CHUNK + 20) == [(first, CHUNK), (second, 20)]
@@ -75,14 +60,14 @@ def test_mailings_take_turns_and_share_the_room(held: HeldBatches) -> None:
 
 
 def test_a_higher_priority_has_all_the_room(held: HeldBatches) -> None:
-    low, urgent = claimed(held, 1), claimed(held, 2, priority=1, size=20)
+    low, urgent = hold(held, 1), hold(held, 2, priority=1, size=20)
     assert loaded(held, 100) == [(urgent, 20)]
     assert loaded(held, 100) == [(low, 100)]
 
 
 def test_what_somebody_wrote_a_row_for_meanwhile_is_loaded_again(held: HeldBatches) -> None:
     """The record between the load and its answer found a row of another writer."""
-    number = claimed(held, 1)
+    number = hold(held, 1)
     (chunk,) = held.next_chunks(10)
     row = Recorded(number, True, 0, 1, False, 0, MailingStatus.RUNNING, 1, NOW, NOW)
     assert chunk.batch.heard(row) == []

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from notifier.delivery.held import HeldBatch, PendingSend
+from notifier.delivery.held import HeldBatch, HeldBatches, PendingSend
 from notifier.delivery.line import FRESH, LOWEST_TURN, Line
-from notifier.delivery.snapshot import MailingSnapshot
-from notifier.models import MessageState
-from notifier.storage.queue import Claimed, Loaded, SendSettings
-
-NOW = datetime.now(UTC)
+from notifier.storage.queue import Loaded
+from tests.delivery.scenes import claimed
 
 
 def batch(number: int, priority: int = 0) -> HeldBatch:
-    settings = SendSettings(
-        version=1, priority=priority, window=None, text="Hi", text_version=1, ends_at=NOW + timedelta(hours=1)
-    )
-    claimed = Claimed(
-        id=number, owner=1, mailing_id=number, due_at=NOW, seq=1, state=MessageState.WAITING, ids=range(100),
-        watermark=0, done=0, foreign_rows=0, send_settings=settings,
-    )  # fmt: skip
-    return HeldBatch(claimed, MailingSnapshot(number, settings, ZoneInfo("UTC")))
+    return HeldBatches(ZoneInfo("UTC")).add(claimed(number, number, priority=priority))
 
 
 def sends(of: HeldBatch, count: int) -> list[PendingSend]:
